@@ -1,0 +1,60 @@
+# Each target builds what it needs in .venv: `make test` on a fresh clone just works. PYTHON names the interpreter (3.11 or newer).
+PYTHON ?= python3
+JOBS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: help demo test lint docs bench clean
+
+help:
+	@echo "make demo   train and sample a small model, and write its report"
+	@echo "make test   lint, then every test"
+	@echo "make lint   ruff, pyright, import-linter"
+	@echo "make docs   build the documentation into site/"
+	@echo "make bench  run the benchmarks and write RESULTS.md (needs an hour or so)"
+	@echo "make clean  remove .venv and everything built"
+
+demo: .venv/.runtime
+	$(BIN)/driftway demo
+
+# One thread per worker: two workers with two threads each on two cores are slower than either alone.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/.bench
+	$(BIN)/python -m benchmarks.transport_2d
+	$(BIN)/python -m benchmarks.results
+
+clean:
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/.python:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.runtime: .venv/.python $(INPUTS)
+	$(PIP) -e .
+	@touch $@
+
+.venv/.dev: .venv/.python $(INPUTS)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.docs: .venv/.python $(INPUTS)
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+# torchcfm without its dependencies: it asks for torchvision, Lightning and Jupyter, and needs torch, numpy and POT.
+.venv/.bench: .venv/.runtime
+	$(PIP) --no-deps torchcfm
+	@touch $@

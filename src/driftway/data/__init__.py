@@ -1,0 +1,20 @@
+"""Data that carries its answer, and data from files."""
+
+from driftway.data.digits import digits
+from driftway.data.laws import PAIRS, Law, eight_gaussians, moons, s_curve, standard_normal
+from driftway.data.readers import Table, read_table
+from driftway.data.writers import writable, write_table
+
+__all__ = [
+    "PAIRS",
+    "Law",
+    "Table",
+    "digits",
+    "eight_gaussians",
+    "moons",
+    "read_table",
+    "s_curve",
+    "standard_normal",
+    "writable",
+    "write_table",
+]

@@ -1,0 +1,22 @@
+"""Value-driven transport: move samples from one law to another by descending learned value functions.
+
+Source: P. Moreno-Muñoz, A. Müller, G. Neu, Generative Modeling by Value-Driven Transport (2026), arXiv 2605.22507.
+"""
+
+from driftway.transport.dual import Certificate
+from driftway.transport.fit import Interrupted, Step, fit, iterate
+from driftway.transport.learner import Settings
+from driftway.transport.metrics import Path, exact_coupling, normalised_path_energy, path_energy, straightness, w2
+from driftway.transport.mixture import MixtureValue
+from driftway.transport.model import TransportModel, certificate
+from driftway.transport.policy import explicit, proximal
+from driftway.transport.problem import Problem
+from driftway.transport.program import solve_assignment_program, solve_program
+from driftway.transport.stream import split_rows
+from driftway.transport.value import NetworkValue, Value
+
+__all__ = [
+    "Certificate", "Interrupted", "MixtureValue", "NetworkValue", "Path", "Problem", "Settings", "Step", "TransportModel", "Value",
+    "certificate", "exact_coupling", "explicit", "fit", "iterate", "normalised_path_energy", "path_energy", "proximal",
+    "solve_assignment_program", "solve_program", "split_rows", "straightness", "w2",
+]  # fmt: skip

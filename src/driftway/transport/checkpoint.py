@@ -1,0 +1,67 @@
+"""A run on disk: one safetensors file, replaced atomically, from which training continues bit by bit."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from driftway import store
+from driftway.checks import require
+from driftway.transport.learner import Settings
+from driftway.transport.problem import Problem
+from driftway.transport.run import Plan, Run, start_run
+from driftway.transport.scaler import Scaler
+from driftway.transport.stream import Data
+
+CHECKPOINT = "checkpoint.safetensors"
+KIND = "driftway.transport.run"
+
+
+def save_run(folder: Path, run: Run) -> None:
+    """Write the checkpoint, atomically."""
+    learner = run.learner
+    tensors = {f"value.{n}": z for n, z in learner.value.state_dict().items()}
+    tensors |= {f"average.{n}": z for n, z in learner.average.state_dict().items()}
+    for i, moments in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": z for name, z in moments.items()}
+    tensors |= {**run.scaler.tensors(), "held.source": run.held[0], "held.target": run.held[1]}
+    plan = {**asdict(run.plan), "problem": asdict(run.plan.problem), "settings": asdict(run.plan.settings)}
+    config = {
+        "kind": KIND, "plan": plan, "family": run.family, "scaler": {"event": list(run.scaler.event), "noise": run.scaler.noise},
+        "eps": run.eps, "index": run.index, "seconds": run.seconds, "history": run.history,
+        "streams": [run.source.state(), run.target.state()], "digests": [run.source.digest(), run.target.digest()],
+    }  # fmt: skip
+    store.write_tensors(folder / CHECKPOINT, tensors, config)
+
+
+def load_run(folder: Path, source: Data | None, target: Data) -> Run:
+    """The run that a checkpoint holds, on the data it was begun with.
+
+    Raises:
+        InputError: if there is no whole checkpoint, its version is unknown, or the data is not what the run was begun with.
+    """
+    config, tensors = store.read_tensors("resume", folder / CHECKPOINT)
+    require(config.get("kind") == KIND, "resume", expected="a transport run", got=config.get("kind"), cure="name another folder")
+    plan = dict(config["plan"])
+    plan = Plan(**{**plan, "problem": Problem(**plan["problem"]), "settings": Settings(**plan["settings"])})
+    scaler = Scaler.of(tensors, config["scaler"])
+    require(scaler.noise == (source is None), "source", expected="none, as in the run" if scaler.noise else "the run's source data",
+            got="data" if source is not None else "none", cure="pass what the run was begun with")  # fmt: skip
+    held = (tensors["held.source"], tensors["held.target"])
+    run = start_run(plan, source, target, None, scaler=scaler, eps=tuple(config["eps"]), family=config["family"])
+    for name, stream, digest in zip(("source", "target"), (run.source, run.target), config["digests"], strict=True):
+        require(stream.digest() == digest, name, expected=f"the data that the run in {folder} was begun with",
+                got="other data", cure="pass the same data, or start a new run in another folder")  # fmt: skip
+    for module, prefix in ((run.learner.value, "value."), (run.learner.average, "average.")):
+        module.load_state_dict({n.removeprefix(prefix): z for n, z in tensors.items() if n.startswith(prefix)})
+    state = run.learner.optimizer.state_dict()
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = tensor
+    run.learner.optimizer.load_state_dict({**state, "state": moments})
+    run.source.restore(config["streams"][0])
+    run.target.restore(config["streams"][1])
+    run.held, run.index, run.seconds, run.history = held, config["index"], config["seconds"], config["history"]
+    return run

@@ -1,0 +1,111 @@
+"""Standardisation: fitted on training data, kept with the model, undone on the way out.
+
+With the standard normal as source, each column of the target is centred and scaled to unit variance. With a data source, one shift
+and one scale serve both laws and all columns, so transport costs, and which plan is optimal, are those of the data up to the factor
+scale^2. Constant columns of the target are set to their constant on the way out; without a data source they take no part at all.
+"""
+
+import warnings
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from driftway.checks import require
+
+MODES = ("auto", "columns", "common", "none")
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """An affine map between data (n, *event) and model space (n, k).
+
+    Attributes:
+        event: shape of one row of data.
+        noise: whether the source is the standard normal of model space.
+        shift: (d,) subtracted from the flattened row.
+        scale: (d,) what is left is divided by this.
+        constant: (d,) columns with one value in the training target.
+    """
+
+    event: tuple[int, ...]
+    noise: bool
+    shift: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    constant: Bool[Tensor, " d"]
+
+    @property
+    def active(self) -> Tensor:
+        """(d,) the columns that are transported."""
+        return ~self.constant if self.noise else torch.ones_like(self.constant)
+
+    @property
+    def size(self) -> int:
+        """Columns k of model space."""
+        return int(self.active.sum())
+
+    @property
+    def cost_scale(self) -> float:
+        """Cost in data units per cost in model space; 1 for the normal source, whose costs live in model space."""
+        return 1.0 if self.noise else float(self.scale[0]) ** 2
+
+    def target(self, y: Float[Tensor, "n *event"]) -> Float[Tensor, "n k"]:
+        """Data to model space."""
+        return ((y.flatten(1) - self.shift) / self.scale)[:, self.active]
+
+    def source(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n k"]:
+        """Source rows to model space: standard normal rows as they are, data rows like the target's."""
+        return x.flatten(1)[:, self.active] if self.noise else self.target(x)
+
+    def data(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n *event"]:
+        """Model space to data, unscaled, with the constant columns at their constants."""
+        row = self.shift.expand(len(z), -1).clone()
+        row[:, self.active] += z * self.scale[self.active]
+        return torch.where(self.constant, self.shift, row).reshape(len(z), *self.event)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a model folder keeps."""
+        return {"scaler.shift": self.shift, "scaler.scale": self.scale, "scaler.constant": self.constant}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], config: dict[str, Any]) -> "Scaler":
+        """The scaler that `tensors` and the configuration {event, noise} came from."""
+        shift, scale, constant = (tensors[f"scaler.{name}"] for name in ("shift", "scale", "constant"))
+        return cls(tuple(config["event"]), config["noise"], shift, scale, constant)
+
+
+def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *event"] | None, mode: str = "auto") -> Scaler:
+    """Fit the map on training rows.
+
+    Args:
+        target: training rows of the target.
+        source: training rows of the source, or None for the standard normal.
+        mode: "columns" (each column to unit variance), "common" (one shift and scale for all), "none", or "auto": columns for the
+            standard normal source, common for a data source.
+
+    Raises:
+        InputError: if "columns" is asked for with a data source, or no column of the target varies.
+    """
+    mode = ("columns" if source is None else "common") if mode == "auto" else mode
+    require(mode != "columns" or source is None, "standardize", expected="common or none with a data source", got="columns",
+            cure="scale the columns of both data sets yourself: it changes which plan is optimal")  # fmt: skip
+    y = target.flatten(1)
+    constant = (y == y[0]).all(0)
+    columns = constant.nonzero()[:, 0].tolist()
+    require(len(columns) < y.shape[1], "target", expected="a column that varies", got="constant rows", cure="check the data")
+    if columns:
+        shown = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
+        warnings.warn(f"target: {len(columns)} of {prod(target.shape[1:])} columns are constant and are kept as constants "
+                      f"(columns {shown})", stacklevel=4)  # fmt: skip
+    shift, scale = torch.zeros_like(y[0]), torch.ones_like(y[0])
+    if mode == "columns":
+        shift, scale = y.mean(0), torch.where(constant, 1.0, y.std(0)).to(y)
+    elif mode == "common":
+        both = y if source is None else torch.cat([y, source.flatten(1)])
+        shift, scale = both.mean(0), y[:, ~constant].var(0).mean().sqrt().expand_as(scale).clone()
+    if mode == "none" and source is None:
+        scale, shift = torch.where(constant, 1.0, scale).to(y), shift
+    return Scaler(tuple(target.shape[1:]), source is None, torch.where(constant, y[0], shift), scale, constant)

@@ -1,0 +1,129 @@
+r"""Value functions: one interface, and the network family.
+
+A value V_t(x) is the least cost from state x at time t to the end, prices g included. It is the policy, a*(x, t) = -grad V_t(x),
+so its gradient is worth a hand-written formula. For a multilayer perceptron with features h_l = phi(W_l h_{l-1} + b_l) and a
+soft minimum over heads f = W h_L + b,
+
+    V = -(1/beta) log sum_k exp(beta f_k)          c_L = -softmax(beta f) W          c_{l-1} = (c_l * phi'(h_l)) W_l
+
+and grad V = c_0: two passes of matrix products, no autograd graph, and one ordinary backward pass to train on the gradient.
+phi is the exponential linear unit, whose derivative min(h, 0) + 1 is read off its own output and is continuous. The soft minimum
+is there because true values have kinks: V_t is |x|^2 / 2(1-t) minus a maximum of affine functions.
+"""
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from math import prod
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import elu
+
+
+class Value(nn.Module, ABC):
+    """A value function with its terminal price, for states of shape `event`."""
+
+    event: tuple[int, ...]
+
+    @abstractmethod
+    def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """V_t(x): the least expected cost from x at time t in [0, 1) to the end."""
+
+    @abstractmethod
+    def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> Float[Tensor, "n *event"]:
+        """grad V_t(x), minus which is the optimal action."""
+
+    @abstractmethod
+    def price(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
+        """g(y): the dual variable of the constraint that the law of the end is the target law."""
+
+
+@runtime_checkable
+class EndpointLaw(Protocol):
+    """A value whose law of the end point, given the state, is known in closed form and can be drawn."""
+
+    def endpoint(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], *, uniform: Float[Tensor, " n"],
+                 normal: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:  # fmt: skip
+        """Draw X_1 given X_t = x, from one uniform and one normal variate per row."""
+        ...
+
+
+class Perceptron(nn.Module):
+    """A scalar function of (x, t), or of x alone, with its gradient in x by the recursion at the top of this file.
+
+    Args:
+        inputs: number of entries of x.
+        width: units per hidden layer.
+        depth: number of hidden layers.
+        heads: pieces of the soft minimum; 1 makes the last layer linear.
+        timed: whether the function also takes a time.
+    """
+
+    def __init__(self, inputs: int, *, width: int, depth: int, heads: int, timed: bool) -> None:
+        super().__init__()
+        sizes = [inputs + timed, *[width] * depth]
+        self.inputs, self.timed = inputs, timed
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.head = nn.Linear(width, heads)
+        self.log_beta = nn.Parameter(torch.zeros(()))
+
+    def _features(self, x: Tensor, t: Tensor | None) -> list[Tensor]:
+        h = x if t is None else torch.cat([x, t[:, None].to(x)], 1)
+        features = []
+        for layer in self.layers:
+            h = elu(layer(h))
+            features.append(h)
+        return features
+
+    def _gradient(self, features: list[Tensor], pieces: Tensor) -> Tensor:
+        c = pieces.softmax(1).neg() @ self.head.weight
+        for layer, h in zip(reversed(list(self.layers)), reversed(features), strict=True):
+            weight = layer.weight[:, : self.inputs] if layer is self.layers[0] else layer.weight
+            c = (c * (h.clamp(max=0) + 1)) @ weight
+        return c
+
+    def forward(self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+        beta = self.log_beta.exp()
+        return -torch.logsumexp(self.head(self._features(x, t)[-1]) * beta, 1) / beta
+
+    def gradient(self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n d"]:
+        """The gradient in x."""
+        features = self._features(x, t)
+        return self._gradient(features, self.head(features[-1]) * self.log_beta.exp())
+
+    def value_and_gradient(
+        self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"] | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """The function and its gradient in x, from one pass up and one down."""
+        features = self._features(x, t)
+        beta = self.log_beta.exp()
+        pieces = self.head(features[-1]) * beta
+        return -torch.logsumexp(pieces, 1) / beta, self._gradient(features, pieces)
+
+
+class NetworkValue(Value):
+    """V and g as two separate perceptrons over flattened states: the family for any dimension.
+
+    Args:
+        event: shape of one state.
+        width: units per hidden layer of both networks.
+        depth: hidden layers of both networks.
+        heads: pieces of V's soft minimum.
+    """
+
+    def __init__(self, event: tuple[int, ...], *, width: int = 64, depth: int = 3, heads: int = 32) -> None:
+        super().__init__()
+        self.event = tuple(event)
+        self.V = Perceptron(prod(event), width=width, depth=depth, heads=heads, timed=True)
+        self.g = Perceptron(prod(event), width=width, depth=depth, heads=1, timed=False)
+
+    def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.V(x.flatten(1), t)
+
+    def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> Float[Tensor, "n *event"]:
+        return self.V.gradient(x.flatten(1), t).reshape(x.shape)
+
+    def price(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
+        return self.g(y.flatten(1))
