@@ -29,7 +29,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.transport_2d

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from driftway.checks import InputError, choice, count, real, require, same_dtype, samples
+from driftway.checks import Diverged, InputError, choice, count, real, require, same_dtype, samples
 
 
 def message(check, *arguments, **options):
@@ -124,3 +124,10 @@ def test_same_dtype():
     assert message(same_dtype, "x", x, "y", y) == (
         "y: expected dtype torch.float32 on cpu, as x has, got torch.float64 on cpu; convert one of them, e.g. y.to(x)"
     )
+
+
+def test_diverged_names_the_step_and_the_cure():
+    error = Diverged(7, "V nan", "the model of step 6 is kept")
+    assert not isinstance(error, ValueError), "the input was fine"
+    assert str(error).startswith("step 7: expected finite losses, got V nan; the model of step 6 is kept; lower")
+    assert "\n" not in str(error)

@@ -2,7 +2,6 @@
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 
@@ -14,5 +13,7 @@ def digits() -> tuple[Float[Tensor, "1797 64"], Int[Tensor, " 1797"]]:
 
     Source: Alpaydin and Kaynak (1998), UCI repository, the test part; as scikit-learn ships it.
     """
+    from sklearn.datasets import load_digits  # here: the import takes a second, and laws and readers do without it
+
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).to(torch.float32), torch.from_numpy(labels).to(torch.int64)

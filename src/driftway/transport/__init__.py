@@ -3,6 +3,7 @@
 Source: P. Moreno-Muñoz, A. Müller, G. Neu, Generative Modeling by Value-Driven Transport (2026), arXiv 2605.22507.
 """
 
+from driftway.transport.checkpoint import held_rows
 from driftway.transport.dual import Certificate
 from driftway.transport.fit import Interrupted, Step, fit, iterate
 from driftway.transport.learner import Settings
@@ -17,6 +18,6 @@ from driftway.transport.value import NetworkValue, Value
 
 __all__ = [
     "Certificate", "Interrupted", "MixtureValue", "NetworkValue", "Path", "Problem", "Settings", "Step", "TransportModel", "Value",
-    "certificate", "exact_coupling", "explicit", "fit", "iterate", "normalised_path_energy", "path_energy", "proximal",
+    "certificate", "exact_coupling", "explicit", "fit", "held_rows", "iterate", "normalised_path_energy", "path_energy", "proximal",
     "solve_assignment_program", "solve_program", "split_rows", "straightness", "w2",
 ]  # fmt: skip

@@ -43,7 +43,7 @@ def backup(x_t: Float[Tensor, "n d"], t: Float[Tensor, " n"], y: Float[Tensor, "
     columns = torch.cat([y, y.square().sum(1, keepdim=True) / 2], 1)
     logits = torch.addmm(-g / eps, rows, columns.T)
     largest = logits.max(1, keepdim=True).values
-    weights = (logits - largest).exp_()
+    weights = (logits - largest).clamp_(min=-60).exp_()
     total = weights.sum(1, keepdim=True)
     level = x_t.square().sum(1) / (2 * left[:, 0]) - eps * (largest + total.log() - math.log(len(y)))[:, 0]
     return Backup(level=level, action=((weights @ y) / total - x_t) / left)

@@ -65,3 +65,13 @@ def load_run(folder: Path, source: Data | None, target: Data) -> Run:
     run.target.restore(config["streams"][1])
     run.held, run.index, run.seconds, run.history = held, config["index"], config["seconds"], config["history"]
     return run
+
+
+def held_rows(folder: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The held-out source and target rows of the run in a folder, in the units of the data.
+
+    Raises:
+        InputError: if there is no whole checkpoint.
+    """
+    _, tensors = store.read_tensors("folder", Path(folder) / CHECKPOINT)
+    return tensors["held.source"], tensors["held.target"]

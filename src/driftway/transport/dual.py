@@ -34,6 +34,11 @@ class Occupancy:
     g: Float[Tensor, " m"]
 
 
+def bounded(logits: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Logits with entries more than 60 below their row's maximum raised to there: exp of less is denormal, which is slow."""
+    return torch.maximum(logits, logits.detach().amax(1, keepdim=True) - 60)
+
+
 @torch.no_grad()
 def occupancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor, " m"], *, eps: float,
               scalings: int = 5) -> Occupancy:  # fmt: skip
@@ -46,7 +51,7 @@ def occupancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor,
         eps: entropy.
         scalings: Sinkhorn scalings; 0 leaves the weights as they are.
     """
-    weights = torch.addmm(-(y.square().sum(1) / 2 + g) / eps, x / eps, y.T).softmax(1)
+    weights = bounded(torch.addmm(-(y.square().sum(1) / 2 + g) / eps, x / eps, y.T)).softmax(1)
     if scalings == 0:
         return Occupancy(weights=weights, balanced=weights, g=g)
     tiny = torch.finfo(weights.dtype).tiny ** 0.5

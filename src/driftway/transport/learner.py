@@ -77,7 +77,7 @@ class Learner(ABC):
         lr: step size.
     """
 
-    anneal, decay, warmup, horizon = 200, 500, 50, 8
+    anneal, decay, power, warmup, horizon = 200, 500, 0.5, 50, 8
 
     def __init__(self, value: Value, *, eps: tuple[float, float], sigma: float, lr: float) -> None:
         self.value, self.average = value, copy.deepcopy(value).requires_grad_(False)
@@ -96,7 +96,7 @@ class Learner(ABC):
         self.optimizer.zero_grad()
         total.backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / math.sqrt(1 + k / self.decay)
+            group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / (1 + k / self.decay) ** self.power
         self.optimizer.step()
         weight = self.horizon / (k + self.horizon)
         torch._foreach_lerp_(list(self.average.parameters()), list(self.value.parameters()), weight)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
+from driftway.transport.dual import bounded
 from driftway.transport.metrics import exact_coupling
 from driftway.transport.problem import cost
 from driftway.transport.value import Value
@@ -55,17 +56,18 @@ class MixtureValue(Value):
 
     def log_c(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, " n"]:
         """log c(x) = (|x|^2/2 - V_0(x)) / eps up to a constant."""
-        x = x.flatten(1)
-        q = _apply(self.L.transpose(1, 2), x).square().sum(2) / 2 + x @ self.r.T
-        return torch.logsumexp((self.u + q) / self.eps, 1)
+        L = self.L
+        return torch.logsumexp(bounded(_quadratics(x.flatten(1), L @ L.transpose(1, 2) / 2, self.r, self.u) / self.eps), 1)
 
     def log_v(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
         """log v(y), the log-density of the mixture (its weights need not sum to one)."""
-        y, d = y.flatten(1), self.r.shape[1]
+        d = self.r.shape[1]
         inverse = torch.linalg.solve_triangular(self.L, torch.eye(d).to(self.r), upper=False)
-        z = _apply(inverse, y) - torch.einsum("kde,ke->kd", inverse, self.r)
+        precision = inverse.transpose(1, 2) @ inverse
+        slope = torch.einsum("kde,ke->kd", precision, self.r)
+        q = _quadratics(y.flatten(1), -precision / 2, slope, self.u - (slope * self.r).sum(1) / 2)
         normaliser = self.log_diagonal.sum(1) + d / 2 * torch.log(2 * torch.pi * self.eps)
-        return torch.logsumexp((self.u - z.square().sum(2) / 2) / self.eps - normaliser, 1)
+        return torch.logsumexp(bounded(q / self.eps - normaliser), 1)
 
     def price(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
         return -self.eps * self.log_v(y) - y.flatten(1).square().sum(1) / 2
@@ -145,6 +147,13 @@ def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
 def _apply(matrices: Tensor, x: Tensor) -> Tensor:
     """Every matrix (K, d, d) applied to every row (n, d), as one matrix product: (n, K, d)."""
     return (x @ matrices.flatten(0, 1).T).unflatten(1, matrices.shape[:2])
+
+
+def _quadratics(x: Tensor, A: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """x.A_k x + b_k.x + c_k for every row and component, (n, K), as one matrix product over the monomials of x."""
+    i, j = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
+    pairs = A[:, i, j] + A[:, j, i] * (i != j)
+    return torch.addmm(c, torch.cat([x[:, i] * x[:, j], x], 1), torch.cat([pairs, b], 1).T)
 
 
 def _covariance(x: Tensor) -> Tensor:

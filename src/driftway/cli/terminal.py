@@ -1,0 +1,60 @@
+"""What the terminal shows: errors on one line, a progress bar, tables."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from driftway.report import Evaluation
+from driftway.transport import Certificate, Step
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error on one line; returns the exit code."""
+    err.print("error: " + " ".join(message.split()), style="red", markup=False, soft_wrap=True)
+    return code
+
+
+@contextmanager
+def progress(steps: int | None, max_seconds: float | None) -> Iterator[Callable[[Step], None]]:
+    """A live bar with loss, gap and time left; yields what is to be called with every step."""
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
+    with Progress(*columns, console=err, transient=False, disable=not err.is_terminal) as bar:
+        task = bar.add_task("training", total=1.0 if steps or max_seconds else None, shown="")
+        last, gap = 0.0, ""
+
+        def on_step(step: Step) -> None:
+            nonlocal last, gap
+            if step.certificate:
+                gap = f"  gap {step.certificate.gap:.2%}"
+            if time.monotonic() - last < 0.1:
+                return
+            last = time.monotonic()
+            done = max(step.index / steps if steps else 0.0, step.seconds / max_seconds if max_seconds else 0.0)
+            loss = sum(step.losses.values())
+            bar.update(task, completed=min(done, 1.0), shown=f"step {step.index}  loss {loss:.4g}{gap}")
+
+        yield on_step
+        bar.update(task, completed=1.0, total=1.0)
+
+
+def say_certificate(certificate: Certificate, *, proven: bool) -> None:
+    """Print the bracket of W2^2 / 2 and, where the policy is meant to be optimal, the proven gap."""
+    text = f"certificate: {certificate.lower:.5g} <= W2²/2 <= {certificate.upper:.5g} on held-out rows"
+    out.print(text + (f"; the cost is proven to be within {certificate.gap:.2%} of the optimum" if proven else ""), soft_wrap=True)
+
+
+def say_evaluation(evaluation: Evaluation) -> None:
+    """Print the table of quality against steps."""
+    names, rows = evaluation.rows()
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)

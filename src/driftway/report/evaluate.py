@@ -1,0 +1,166 @@
+"""How good a model is on held-out rows x of the source and y of the target, for several numbers of steps.
+
+    W2         W2(z, y)                   z the ends of the paths from x; n rows of each
+    floor      W2(y_b, y_a)               y_a and y_b two disjoint sets of m held-out rows: what a perfect model would score
+    W2 at m    W2(z_1..z_m, y_a)          the same y_a and the same number of rows as the floor, so the two compare
+    energy     E sum_h |x_h+1 - x_h|^2 H        at least W2(x, y)^2 if y is hit
+    normalised |energy - W2(x, y)^2| / W2(x, y)^2
+    straight   E|x_H - x_0|^2 / energy          1 for straight paths at constant speed
+
+n is the number of rows that both sides have, at most `limit`; m = n where y has 2n rows, else half the rows of y. All is in
+the units of the data, except the certificate of a model whose source is the standard normal (see `certificate`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftway import checks
+from driftway.checks import require
+from driftway.transport import (
+    Certificate,
+    TransportModel,
+    certificate,
+    normalised_path_energy,
+    path_energy,
+    straightness,
+    w2,
+)
+from driftway.transport.stream import generator
+
+HEADLINE = 4
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a number of steps gives.
+
+    Attributes:
+        steps: policy steps.
+        w2: distance of n samples to n held-out rows.
+        w2_at_floor: the same for as many rows as the floor is computed from.
+        energy: path energy.
+        normalised_energy: excess of the path energy over W2^2 of source and target rows, relative; NaN where W2 = 0.
+        straightness: of the paths, at most 1.
+    """
+
+    steps: int
+    w2: float
+    w2_at_floor: float
+    energy: float
+    normalised_energy: float
+    straightness: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The qualities of a model on held-out rows, with what they are to be compared to.
+
+    Attributes:
+        qualities: one per number of steps.
+        floor: W2 of two disjoint sets of `floor_rows` held-out target rows.
+        squared_w2: W2^2 of the source and target rows.
+        certificate: bracket of half of it, by the model's prices and its policy of four steps.
+        n: rows of each side.
+        floor_rows: rows behind the floor.
+        seed: of the choice of rows, the start and the noise.
+    """
+
+    qualities: tuple[Quality, ...]
+    floor: float
+    squared_w2: float
+    certificate: Certificate
+    n: int
+    floor_rows: int
+    seed: int
+
+    @property
+    def headline(self) -> Quality:
+        """The quality at four steps, or at the number of steps nearest to four."""
+        return min(self.qualities, key=lambda quality: abs(quality.steps - HEADLINE))
+
+    def ratio(self, quality: Quality) -> float:
+        """W2 over the floor, at equal numbers of rows: about 1 for a perfect model. NaN where the floor is 0."""
+        return quality.w2_at_floor / self.floor if self.floor > 0 else math.nan
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table, one row per number of steps: heading -> cell, as text."""
+        few, n = self.floor_rows, self.n
+        return [
+            {
+                "steps": str(q.steps),
+                **({} if few == n else {f"W2 ({n:,} rows)": _cell(q.w2)}),
+                f"W2 ({few:,} rows)": _cell(q.w2_at_floor),
+                f"floor ({few:,} rows)": _cell(self.floor),
+                "W2 / floor": _cell(self.ratio(q), 3),
+                "path energy": _cell(q.energy),
+                "normalised path energy": _cell(q.normalised_energy, 3),
+                "straightness": _cell(q.straightness),
+            }
+            for q in self.qualities
+        ]
+
+
+def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Float[Tensor, "m *event"], *,
+             steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000, seed: int = 0) -> Evaluation:  # fmt: skip
+    """Measure a model on held-out rows.
+
+    Args:
+        model: what is measured.
+        x: held-out source rows, or None to draw standard normal ones.
+        y: held-out target rows, at least 2.
+        steps: numbers of policy steps to try.
+        limit: the most rows of a side that are used; exact transport costs about limit^2 memory and limit^3 time.
+        seed: of everything random; the same arguments give the same numbers.
+
+    Raises:
+        InputError: if rows are unusable or too few, x is None for a model between data sets, or a number is out of range.
+    """
+    counts = [checks.count("steps", count) for count in steps]
+    require(len(counts) > 0, "steps", expected="one number of steps or more", got="none", cure="pass steps=(1, 4)")
+    x, y = held_rows(model, x, y, limit=limit, seed=seed)
+    n = len(x)
+    few = min(n, len(y) // 2)
+    a, b, y = y[:few], y[few : 2 * few], y[:n]
+    squared = w2(model.scaler.data(model.scaler.source(x)), y) ** 2
+    qualities = []
+    for count in counts:
+        path = model.path(x, steps=count, seed=seed)
+        end = path.states[-1]
+        near = w2(end[:few], a)
+        far = near if few == n else w2(end, y)
+        normalised = normalised_path_energy(path, squared) if squared > 0 else math.nan
+        qualities.append(Quality(count, far, near, path_energy(path), normalised, straightness(path)))
+    found = certificate(model, x, y, steps=HEADLINE)
+    return Evaluation(tuple(qualities), w2(b, a), squared, found, n=n, floor_rows=few, seed=seed)
+
+
+def held_rows(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Float[Tensor, "m *event"], *, limit: int,
+              seed: int) -> tuple[Float[Tensor, "k *event"], Float[Tensor, "m *event"]]:  # fmt: skip
+    """The source rows that an evaluation uses, and all target rows in the order in which it uses them.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    like, limit = model.scaler.shift, checks.count("limit", limit, least=2)
+    seed = checks.count("seed", seed, least=0)
+    y = _shuffled(checks.samples("y", y, event=model.event).to(like), seed, "target")
+    n = min(len(y), limit)
+    require(x is not None or model.scaler.noise, "x", expected="source rows, as this model moves data to data", got="None",
+            cure="pass held-out rows of the source")  # fmt: skip
+    if x is None:
+        return torch.randn(n, *model.event, generator=generator(seed, "evaluation", "normal")).to(like), y
+    return _shuffled(checks.samples("x", x, event=model.event).to(like), seed, "source")[:n], y
+
+
+def _shuffled(rows: Tensor, seed: int, side: str) -> Tensor:
+    """Files are often sorted, by class or by time; halves and prefixes must not be."""
+    return rows[torch.randperm(len(rows), generator=generator(seed, "evaluation", side)).to(rows.device)]
+
+
+def _cell(number: float, digits: int = 4) -> str:
+    return f"{number:.{digits}g}" if math.isfinite(number) else "n/a"

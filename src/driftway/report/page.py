@@ -1,0 +1,212 @@
+"""One run as one HTML file that needs nothing else: what came out, how good it is, and the command that made it."""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from driftway import __version__, store
+from driftway.report import plots
+from driftway.report.evaluate import Evaluation, held_rows
+from driftway.report.style import data_uri
+from driftway.report.view import image_shape
+from driftway.transport import TransportModel
+
+SMOOTH, CLOSE = 20, 1.1
+BOTH = ("eps_start",)  # the setting that is neither of one family nor of the other
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure for the page: its heading, what it shows in words, how to read it, and its data address."""
+
+    title: str
+    alt: str
+    caption: str
+    uri: str
+
+
+def write_report(path: str | Path, model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
+                 y: Float[Tensor, "m *event"], *, command: str, title: str) -> None:  # fmt: skip
+    """Write the report of a model, atomically, as one HTML file without references to others.
+
+    Args:
+        path: the file; its folder is made if need be.
+        model: what is reported on.
+        evaluation: of the model, on x and y.
+        x: the held-out source rows that were evaluated, or None for standard normal ones.
+        y: the held-out target rows that were evaluated.
+        command: what the reader types to get this run again.
+        title: the heading.
+
+    Raises:
+        InputError: if x or y is unusable.
+        OSError: if the file cannot be written.
+    """
+    store.write_file(Path(path), render(model, evaluation, x, y, command=command, title=title).encode())
+
+
+def render(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
+           y: Float[Tensor, "m *event"], *, command: str, title: str) -> str:  # fmt: skip
+    """The report as text. Arguments and errors as `write_report`."""
+    table = evaluation.rows()
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        files("driftway.report").joinpath("page.html").read_text(encoding="utf-8")
+    )
+    return template.render(title=title, command=command, verdict=verdict(model, evaluation), evaluation=evaluation,
+                           pictures=pictures(model, evaluation, x, y), headings=list(table[0]), table=table,
+                           quality=_quality_picture(evaluation), certificate=_certificate_picture(model),
+                           unit=_unit(model), noisy=model.problem.sigma > 0, normal=model.scaler.noise,
+                           settings=settings(model, evaluation), version=__version__)  # fmt: skip
+
+
+def verdict(model: TransportModel, evaluation: Evaluation) -> list[str]:
+    """What the run achieved: a sentence on the samples, and one on the cost."""
+    best, gap = evaluation.headline, evaluation.certificate.gap
+    ratio, steps = evaluation.ratio(best), f"{best.steps} step{'s' if best.steps > 1 else ''}"
+    figures = f"W2 is {best.w2_at_floor:.3g}, the floor {evaluation.floor:.3g}"
+    if math.isnan(ratio):
+        first = f"In {steps}, {figures}: the held-out rows all agree, so the two cannot be compared."
+    elif ratio <= CLOSE:
+        first = f"In {steps}, samples are about as close to held-out data as fresh data is: {figures} (ratio {ratio:.2f})."
+    else:
+        first = f"In {steps}, samples are {ratio:.3g} times as far from held-out data as fresh data is: {figures}."
+    if model.problem.sigma > 0:
+        second = "The paths are noisy by design (sigma > 0), so their cost stays above that of the shortest transport."
+    elif gap < 1:
+        second = f"The transport cost is proven to be within {100 * gap:.2g} % of the optimum on these rows."
+    else:
+        second = "The certificate proves nothing about the transport cost yet: its lower bound is not above zero."
+    return [first, second]
+
+
+def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
+             y: Float[Tensor, "m *event"]) -> list[Picture]:  # fmt: skip
+    """The pictures of the samples and of how they came about. Errors as `write_report`."""
+    seed, n, unit = evaluation.seed, evaluation.n, _unit(model)
+    x, y = held_rows(model, x, y, limit=n, seed=seed)
+    x, y = x[:n], y[:n]
+    steps = evaluation.headline.steps
+    start, drawn = model.scaler.data(model.scaler.source(x)), model.sample(x, steps=steps, seed=seed)
+    images, size = image_shape(model.event), math.prod(model.event)
+    smooth = model.path(x[: plots.PATHS], steps=SMOOTH, seed=seed)
+    place = "as images" if images else "in the plane of the two main directions of the data" if size > 2 else "as points"
+    found = [
+        _picture(
+            plots.draw_samples(drawn, y, start=None if images and model.scaler.noise else start, steps=steps),
+            "Samples beside held-out data",
+            f"Generated samples beside held-out data, {place}.",
+            "A good model's panel cannot be told from the held-out one: the same shapes and the same variety.",
+        ),
+        _picture(
+            plots.draw_trajectories(smooth, y),
+            "Paths from source to target",
+            f"Paths of {smooth.states.shape[1]} rows from source to target in {SMOOTH} steps, over held-out data.",
+            "The best paths are straight, and straight paths are why few steps are enough.",
+        ),
+    ]
+    if size == 2 and model.scaler.size == 2:
+        landscape = _picture(
+            plots.draw_landscape(model, start, y, unit=unit),
+            "The value that drives them",
+            f"Filled contours of the value at time 0, in {unit}, with arrows along its negative gradient.",
+            "The value of a place is the least cost from there to the end, prices included. Rows (white dots: where they "
+            "start) move along the arrows, down the value: its gradient is all that sampling uses.",
+        )
+        found.append(landscape)
+    if size > 2 and images:
+        near = _picture(
+            plots.draw_neighbours(drawn, y),
+            "Nearest neighbours",
+            "Eight samples, each above its three nearest held-out rows.",
+            "Numbers are distances, in the units of the data. Good samples resemble their neighbours without copying them.",
+        )
+        found.append(near)
+    elif size > 2:
+        near = _picture(
+            plots.draw_neighbours(drawn, y),
+            "Nearest neighbours",
+            "Histograms of the distance from samples to held-out rows, and between held-out rows.",
+            "The two should look alike. Orange far to the left would mean copied rows, far to the right poor samples.",
+        )
+        found.append(near)
+    return found
+
+
+def settings(model: TransportModel, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """What made the model and measured it, as (name, value)."""
+    problem, training, scaler = model.problem, model.training, model.scaler
+    eps = problem.entropy if problem.entropy is not None else training.get("eps")
+    mixture = model.family == "mixture"
+    used = {
+        name: value
+        for name, value in dict(training.get("settings", {})).items()
+        if name not in model.shape and (name in BOTH or name.startswith(("mixture_", "components")) == mixture)
+    }
+    facts: dict[str, Any] = {
+        "family": model.family,
+        **model.shape,
+        "source": "standard normal" if scaler.noise else "data",
+        "shape of a row": " x ".join(map(str, model.event)),
+        "horizon": problem.horizon,
+        "sigma (noise)": problem.sigma,
+        "eps (entropy)": eps,
+        **used,
+        "training steps": training.get("steps"),
+        "training seconds": training.get("seconds"),
+        "seed": training.get("seed"),
+        "rows evaluated": evaluation.n,
+        "seed of evaluation": evaluation.seed,
+        "dtype": str(scaler.shift.dtype).removeprefix("torch."),
+        "device": scaler.shift.device,
+        "driftway": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return [(name.replace("_", " "), _text(value)) for name, value in facts.items()]
+
+
+def _quality_picture(evaluation: Evaluation) -> Picture:
+    pairs = ", ".join(f"{q.w2_at_floor:.3g} at {q.steps}" for q in evaluation.qualities)
+    return _picture(
+        plots.draw_quality(evaluation),
+        "Quality against steps",
+        f"W2 to held-out data by number of steps: {pairs}; the floor is {evaluation.floor:.3g}.",
+        "Orange on the dashed line is as good as these rows can tell.",
+        "svg",
+    )
+
+
+def _certificate_picture(model: TransportModel) -> Picture | None:
+    history: Sequence[Sequence[float]] = model.training.get("history") or []
+    if not history:
+        return None
+    _, seconds, lower, upper, *_ = history[-1]
+    return _picture(
+        plots.draw_certificate(history, unit=_unit(model)),
+        "Certificate over time",
+        f"Bounds on the cost over {seconds:.0f} seconds of training, at the end {lower:.3g} and {upper:.3g}.",
+        "The least possible cost lies in the grey band, whatever the model. Rows held out during training.",
+        "svg",
+    )
+
+
+def _picture(figure: Figure, title: str, alt: str, caption: str, kind: str = "png") -> Picture:
+    return Picture(title, alt, caption, data_uri(figure, kind))
+
+
+def _unit(model: TransportModel) -> str:
+    return "standardised units" if model.scaler.noise else "units of the data, squared"
+
+
+def _text(value: Any) -> str:
+    return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
