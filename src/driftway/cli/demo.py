@@ -1,6 +1,7 @@
 """`driftway demo`: two transports trained while you watch, with their reports."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,8 @@ import typer
 
 from driftway.cli.terminal import out, progress
 from driftway.cli.transport import finish
-from driftway.data import digits, moons
-from driftway.transport import Settings, fit
-
-TASKS = {"moons": "the standard normal to two moons", "digits": "the standard normal to handwritten digits"}
+from driftway.data import Law, digits, moons, standard_normal
+from driftway.transport import Settings, TransportModel, fit
 
 
 def demo(
@@ -25,13 +24,20 @@ def demo(
     while folder.exists():
         number += 1
         folder = output.with_name(f"{output.name}-{number}")
-    rows = {"moons": moons.sample(4000, generator=torch.Generator().manual_seed(seed)), "digits": digits()[0].reshape(-1, 8, 8)}
-    budget = {"moons": max_seconds / 5, "digits": max_seconds}
     command = shlex.join(["driftway", "demo", "--max-seconds", f"{max_seconds:g}", "--seed", str(seed)])
-    for name, title in TASKS.items():
-        out.print(f"\n[bold]{title}[/bold]: {len(rows[name])} rows of shape {tuple(rows[name].shape[1:])}")
-        with progress(None, budget[name]) as on_step:
-            model = fit(None, rows[name], max_seconds=budget[name], seed=seed, out=folder / name, on_step=on_step, settings=Settings(width=128))
-        finish(model, folder / name, source_is_data=False, names=(), title=title, command=command)
+
+    def run(name: str, title: str, source: Callable | None, target: Callable | torch.Tensor, seconds: float) -> None:
+        out.print(f"\n[bold]{title}[/bold], {seconds:g} s of training")
+        with progress(None, seconds) as on_step:
+            model: TransportModel = fit(source, target, max_seconds=seconds, seed=seed, out=folder / name, on_step=on_step,
+                                        settings=Settings(width=128))  # fmt: skip
+        finish(model, folder / name, source_is_data=source is not None, names=(), title=title, command=command)
+
+    run("moons", "the standard normal to two moons", _sampler(standard_normal(2)), _sampler(moons), max_seconds / 5)
+    run("digits", "the standard normal to handwritten digits", None, digits()[0].reshape(-1, 8, 8), max_seconds)
     out.print(f"\nopen {folder / 'digits' / 'report.html'} in a browser; draw samples with\n"
               f"  driftway transport sample {folder / 'digits'} -n 1000 --steps 4 -o samples.npy", soft_wrap=True)  # fmt: skip
+
+
+def _sampler(law: Law) -> Callable[[int, torch.Generator], torch.Tensor]:
+    return lambda n, generator: law.sample(n, generator=generator)

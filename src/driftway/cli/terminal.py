@@ -53,8 +53,8 @@ def say_certificate(certificate: Certificate, *, proven: bool) -> None:
 
 def say_evaluation(evaluation: Evaluation) -> None:
     """Print the table of quality against steps."""
-    names, rows = evaluation.rows()
-    table = Table(*names)
+    rows = evaluation.rows()
+    table = Table(*rows[0])
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     out.print(table)

@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from driftway import checks
-from driftway.cli.terminal import err, fail, out, progress, say_certificate, say_evaluation
+from driftway.cli.terminal import err, out, progress, say_certificate, say_evaluation
 from driftway.data import Table, read_table, writable, write_table
 from driftway.report import evaluate as evaluate_model
 from driftway.report import write_report
@@ -53,19 +53,20 @@ def fit(
     """Train a transport, write the model and a report with pictures."""
     table, (x, y) = _read_both(source, target)
     settings = replace(DEFAULT, width=width, depth=depth, batch=batch, candidates=candidates, lr=lr, components=components)
-    place = {"resume": output} if resume else {"out": output}
     with progress(steps, max_seconds) as on_step:
         try:
             model = fit_transport(
                 x, y, problem=Problem(horizon, float(sigma), eps), family=family, steps=steps, max_seconds=max_seconds, gap=gap, seed=seed,
                 settings=settings, standardize=standardize, holdout=holdout, checkpoint_seconds=checkpoint_seconds, on_step=on_step,
-                **place,
+                out=output, resume=output if resume else None,
             )  # fmt: skip
         except Interrupted as stop:
             words = [word for word in _command() if word != "--resume"]
-            err.print(f"saved in {stop.folder}; continue with: {shlex.join([*words, '--resume'])}", markup=False, soft_wrap=True)
+            again = shlex.join([*words, "--resume"])
+            err.print(f"saved in {stop.folder}; continue with: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(130) from None
-    finish(model, output, source_is_data=x is not None, names=table.names, title=f"{target.name} transported", command=shlex.join(_command()))
+    title = f"{source.name} to {target.name}" if source else f"the standard normal to {target.name}"
+    finish(model, output, source_is_data=x is not None, names=table.names, title=title, command=shlex.join(_command()))
 
 
 def finish(model: TransportModel, folder: Path, *, source_is_data: bool, names: tuple[str, ...], title: str, command: str) -> None:

@@ -163,4 +163,4 @@ def _shuffled(rows: Tensor, seed: int, side: str) -> Tensor:
 
 
 def _cell(number: float, digits: int = 4) -> str:
-    return f"{number:.{digits}g}" if math.isfinite(number) else "n/a"
+    return f"{number:#.{digits}g}".rstrip(".") if math.isfinite(number) else "n/a"

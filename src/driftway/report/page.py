@@ -17,7 +17,7 @@ from torch import Tensor
 from driftway import __version__, store
 from driftway.report import plots
 from driftway.report.evaluate import Evaluation, held_rows
-from driftway.report.style import data_uri
+from driftway.report.style import embed
 from driftway.report.view import image_shape
 from driftway.transport import TransportModel
 
@@ -27,12 +27,13 @@ BOTH = ("eps_start",)  # the setting that is neither of one family nor of the ot
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for the page: its heading, what it shows in words, how to read it, and its data address."""
+    """A figure for the page: its heading, what it shows in words, how to read it, its data address, and its width."""
 
     title: str
     alt: str
     caption: str
     uri: str
+    inches: float
 
 
 def write_report(path: str | Path, model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
@@ -201,7 +202,7 @@ def _certificate_picture(model: TransportModel) -> Picture | None:
 
 
 def _picture(figure: Figure, title: str, alt: str, caption: str, kind: str = "png") -> Picture:
-    return Picture(title, alt, caption, data_uri(figure, kind))
+    return Picture(title, alt, caption, *embed(figure, kind))
 
 
 def _unit(model: TransportModel) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from driftway.report.evaluate import Evaluation
@@ -33,6 +33,7 @@ def draw_samples(drawn: Rows, y: Rows, *, start: Rows | None = None, steps: int)
     parts = [*parts, (title, drawn, SAMPLES), ("held-out data", y, DATA)]
     shape = image_shape(tuple(y.shape[1:]))
     figure = Figure(figsize=(WIDE, WIDE / len(parts) + 0.4))
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr] (the style sets one)
     scatter = shape is None and y[0].numel() > 1
     panels = figure.subplots(1, len(parts), sharex=scatter, sharey=scatter, squeeze=False)[0]
     low, high = _range(y)
@@ -105,13 +106,13 @@ def draw_landscape(model: TransportModel, start: Rows, y: Float[Tensor, "m *even
     figure = Figure(figsize=(NARROW, 4.9))
     axes = figure.subplots()
     axes.grid(False)
-    levels = np.linspace(float(V.min()), float(V.quantile(0.97)), 25) if V.min() < V.max() else 1
+    levels = MaxNLocator(24).tick_values(float(V.min()), float(V.quantile(0.97)))
     filled = axes.contourf(*fine.permute(2, 0, 1).numpy(), V.numpy(), levels=levels, cmap=VALUES, extend="max")
     axes.scatter(*start[:300].cpu().numpy().T, s=5, color="white", alpha=0.45, linewidths=0)
     axes.quiver(*coarse.cpu().numpy().T, *action.numpy().T, angles="xy", scale_units="xy", scale=1, color="white",
                 edgecolor=INK, linewidth=0.4, width=0.0055, headwidth=4, headlength=4.5, headaxislength=4)  # fmt: skip
-    bar = figure.colorbar(filled, cax=axes.inset_axes((1.03, 0, 0.035, 1)), label=f"value $V_0$ ({unit})", format="%.3g")
-    bar.locator = MaxNLocator(7)
+    beside = axes.inset_axes((1.03, 0, 0.035, 1))
+    bar = figure.colorbar(filled, cax=beside, label=f"value $V_0$ ({unit})", ticks=levels[::4], format="%.3g")
     bar.outline.set_visible(False)
     axes.set(xlabel="column 1", ylabel="column 2", aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
@@ -163,7 +164,11 @@ def draw_certificate(history: Sequence[Sequence[float]], *, unit: str) -> Figure
     gap = 100 * np.clip((upper - lower) / np.maximum(upper, 1e-300), 1e-5, None)
     right.plot(seconds, gap, marker="o", color=INK)
     right.annotate(f"{gap[-1]:.2g} %", (seconds[-1], gap[-1]), (0, 7), textcoords="offset points", ha="right")
-    right.set(title="gap between them", xlabel="training time (seconds)", ylabel="gap (% of the upper bound)", yscale="log")
+    right.set(title="gap between them", xlabel="training time (seconds)", ylabel="gap (% of the upper bound)", yscale="log",
+              ylim=(gap.min() / 2, gap.max() * 1.6))  # fmt: skip
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         axes.set_xlim(0)
     return figure

@@ -18,8 +18,7 @@ R = TypeVar("R")
 DATA, SAMPLES, SOURCE, INK, FAINT = "#0072B2", "#D55E00", "#7F7F7F", "#222222", "#BBBBBB"
 VALUES = "cividis"
 STYLE: dict[str, Any] = {
-    "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.dpi": 150,
-    "savefig.bbox": "tight", "savefig.pad_inches": 0.08, "svg.hashsalt": "driftway",
+    "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "driftway",
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": INK,
     "text.color": INK, "axes.edgecolor": FAINT, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "xtick.color": INK, "ytick.color": INK,
@@ -42,9 +41,15 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def data_uri(figure: Figure, kind: str) -> str:
-    """The figure as a "png" or "svg" data address; the same figure gives the same text."""
+def embed(figure: Figure, kind: str) -> tuple[str, float]:
+    """The figure, cut to what is drawn, as a "png" or "svg" data address, and its width in inches.
+
+    The same figure gives the same text.
+    """
     file = BytesIO()
-    figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox().padded(0.08)
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(file, format=kind, bbox_inches=box, metadata=metadata)
     mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:{mime};base64,{base64.b64encode(file.getvalue()).decode()}", box.width

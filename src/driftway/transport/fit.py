@@ -6,10 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from driftway import checks, store
 from driftway.checks import Diverged, require
@@ -109,7 +107,7 @@ def fit(source: Data | None, target: Data, *, problem: Problem | None = None, fa
     checkpoint_seconds = checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     plan = Plan(problem=problem or Problem(), settings=settings or Settings(), seed=seed, family=family, standardize=standardize,
                 holdout=holdout, certify_every=certify_every)  # fmt: skip
-    folder = Path(out or resume) if out or resume else None
+    folder = next((Path(place) for place in (out, resume) if place is not None), None)
     if resume is None and folder is not None:
         taken = [name for name in (CHECKPOINT, store.CONFIG, store.TENSORS) if (folder / name).exists()]
         require(not taken, "out", expected="a folder without a run", got=f"{folder} with {', '.join(taken)}",

@@ -99,7 +99,9 @@ class Learner(ABC):
             group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / (1 + k / self.decay) ** self.power
         self.optimizer.step()
         weight = self.horizon / (k + self.horizon)
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.value.parameters()), weight)
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.value.parameters(), strict=True):
+                mean.lerp_(now, weight)
         return {name: loss.item() for name, loss in losses.items()}
 
     @abstractmethod
@@ -144,5 +146,5 @@ class MixtureLearner(Learner):
         del own
         x, y = source.draw(self.settings.mixture_batch), target.draw(self.settings.mixture_batch)
         for value in (self.value, self.average):
-            value.eps.fill_(self.eps(k))
+            value.get_buffer("eps").fill_(self.eps(k))
         return {"dual": self.mixture.log_c(x).mean() - self.mixture.log_v(y).mean()}

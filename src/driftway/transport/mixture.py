@@ -50,7 +50,7 @@ class MixtureValue(Value):
         self.register_buffer("eps", torch.tensor(eps))
 
     @property
-    def L(self) -> Float[Tensor, "K d d"]:  # noqa: N802 (the letter of the mathematics)
+    def L(self) -> Float[Tensor, "K d d"]:
         """Cholesky factors of S_k."""
         return self.lower.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
 

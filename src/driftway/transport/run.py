@@ -1,6 +1,5 @@
 """The state of a training run: what was asked for, the data in model space, the learner, and how far it is."""
 
-import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -117,7 +116,9 @@ def shape_of(family: str, settings: Settings) -> dict[str, int]:
     return {"width": settings.width, "depth": settings.depth, "heads": settings.heads}
 
 
-def open_data(plan: Plan, source: Data | None, target: Data, held: Held | None) -> tuple[Stream | None, Stream, tuple[Tensor | None, Tensor]]:
+def open_data(
+    plan: Plan, source: Data | None, target: Data, held: Held | None
+) -> tuple[Stream | None, Stream, tuple[Tensor | None, Tensor]]:
     """Streams over the training rows, and the held-out rows in data units.
 
     Raises:
@@ -189,15 +190,12 @@ def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, 
 
 def entropies(plan: Plan, family: str, scaler: Scaler, source: Mapped, target: Mapped) -> tuple[float, float]:
     """Entropy at the start and in the end, in model space."""
-    given = plan.problem.entropy
-    if given is not None:
-        end = given / scaler.cost_scale
-        if plan.problem.sigma > 0:
-            return end, end
+    given = None if plan.problem.entropy is None else plan.problem.entropy / scaler.cost_scale
+    if given is not None and plan.problem.sigma > 0:
+        return given, given
     own = generator(plan.seed, "entropy")
     mean = float(cost(_some(source.probe(), PAIRED, own), _some(target.probe(), PAIRED, own)).mean())
-    if given is None:
-        end = mean * (plan.settings.mixture_eps_end if family == "mixture" else plan.settings.eps_end)
+    end = mean * (plan.settings.mixture_eps_end if family == "mixture" else plan.settings.eps_end) if given is None else given
     return max(end, plan.settings.eps_start * mean), end
 
 

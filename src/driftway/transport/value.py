@@ -79,8 +79,9 @@ class Perceptron(nn.Module):
 
     def _gradient(self, features: list[Tensor], pieces: Tensor) -> Tensor:
         c = pieces.softmax(1).neg() @ self.head.weight
-        for layer, h in zip(reversed(list(self.layers)), reversed(features), strict=True):
-            weight = layer.weight[:, : self.inputs] if layer is self.layers[0] else layer.weight
+        first, *later = [layer.get_parameter("weight") for layer in self.layers]
+        weights = [first[:, : self.inputs], *later]
+        for weight, h in zip(reversed(weights), reversed(features), strict=True):
             c = (c * (h.clamp(max=0) + 1)) @ weight
         return c
 
