@@ -42,7 +42,7 @@ def count(argument: str, value: object, *, least: int = 1) -> int:
     return number
 
 
-def real(argument: str, value: object, *, least: float = -math.inf, strict: bool = False) -> float:
+def real(argument: str, value: object, *, least: float | int = -math.inf, strict: bool = False) -> float:
     """A finite number that is at least `least` (above it, if `strict`).
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 from driftway import __version__, store
 from driftway.report import plots
 from driftway.report.evaluate import Evaluation, held_rows
-from driftway.report.style import embed
+from driftway.report.style import embed, percent
 from driftway.report.view import image_shape
 from driftway.transport import TransportModel
 
@@ -66,7 +66,8 @@ def render(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *e
     return template.render(title=title, command=command, verdict=verdict(model, evaluation), evaluation=evaluation,
                            pictures=pictures(model, evaluation, x, y), headings=list(table[0]), table=table,
                            quality=_quality_picture(evaluation), certificate=_certificate_picture(model),
-                           unit=_unit(model), noisy=model.problem.sigma > 0, normal=model.scaler.noise,
+                           gap=percent(100 * evaluation.certificate.gap), unit=_unit(model),
+                           noisy=model.problem.sigma > 0, normal=model.scaler.noise,
                            settings=settings(model, evaluation), version=__version__)  # fmt: skip
 
 
@@ -79,14 +80,17 @@ def verdict(model: TransportModel, evaluation: Evaluation) -> list[str]:
         first = f"In {steps}, {figures}: the held-out rows all agree, so the two cannot be compared."
     elif ratio <= CLOSE:
         first = f"In {steps}, samples are about as close to held-out data as fresh data is: {figures} (ratio {ratio:.2f})."
+    elif best.w2_at_floor <= max(evaluation.floors):
+        first = (f"In {steps}, samples are {ratio:.3g} times as far from held-out data as fresh data is, which the choice of rows may "
+                 f"explain: {figures} ({min(evaluation.floors):.3g} to {max(evaluation.floors):.3g}).")  # fmt: skip
     else:
         first = f"In {steps}, samples are {ratio:.3g} times as far from held-out data as fresh data is: {figures}."
     if model.problem.sigma > 0:
         second = "The paths are noisy by design (sigma > 0), so their cost stays above that of the shortest transport."
     elif gap < 1:
-        second = f"The transport cost is proven to be within {100 * gap:.2g} % of the optimum on these rows."
+        second = f"The transport cost is proven to be within {percent(100 * gap)} of the optimum on these rows."
     else:
-        second = "The certificate proves nothing about the transport cost yet: its lower bound is not above zero."
+        second = "The certificate proves nothing about the transport cost: its lower bound is not above zero on these rows."
     return [first, second]
 
 
@@ -120,8 +124,8 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
             plots.draw_landscape(model, start, y, unit=unit),
             "The value that drives them",
             f"Filled contours of the value at time 0, in {unit}, with arrows along its negative gradient.",
-            "The value of a place is the least cost from there to the end, prices included. Rows (white dots: where they "
-            "start) move along the arrows, down the value: its gradient is all that sampling uses.",
+            "The value of a place is the least cost from there to an end, with a price on each end that spreads the rows as "
+            "the data is spread. Rows (white dots: where they start) move along the arrows, down the value.",
         )
         found.append(landscape)
     if size > 2 and images:
@@ -182,13 +186,13 @@ def _quality_picture(evaluation: Evaluation) -> Picture:
         plots.draw_quality(evaluation),
         "Quality against steps",
         f"W2 to held-out data by number of steps: {pairs}; the floor is {evaluation.floor:.3g}.",
-        "Orange on the dashed line is as good as these rows can tell.",
+        "Orange on the dashed line is as good as these rows can tell; the blue band is how much the floor varies with the choice of rows.",
         "svg",
     )
 
 
 def _certificate_picture(model: TransportModel) -> Picture | None:
-    history: Sequence[Sequence[float]] = model.training.get("history") or []
+    history: Sequence[Sequence[float | int]] = model.training.get("history") or []
     if not history:
         return None
     _, seconds, lower, upper, *_ = history[-1]
@@ -196,7 +200,7 @@ def _certificate_picture(model: TransportModel) -> Picture | None:
         plots.draw_certificate(history, unit=_unit(model)),
         "Certificate over time",
         f"Bounds on the cost over {seconds:.0f} seconds of training, at the end {lower:.3g} and {upper:.3g}.",
-        "The least possible cost lies in the grey band, whatever the model. Rows held out during training.",
+        "The least possible cost lies in the grey band, whatever the model. Computed on the rows that training itself held out.",
         "svg",
     )
 

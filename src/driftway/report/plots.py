@@ -17,8 +17,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from driftway.report.evaluate import Evaluation
-from driftway.report.style import DATA, FAINT, INK, SAMPLES, SOURCE, VALUES, styled
-from driftway.report.view import Rows, image_shape, plane, sheet
+from driftway.report.style import DATA, FAINT, INK, SAMPLES, SOURCE, VALUES, percent, styled
+from driftway.report.view import Held, Rows, image_shape, plane, sheet
 from driftway.transport import Path, TransportModel
 
 SHOWN, PATHS = 1000, 120
@@ -26,7 +26,7 @@ WIDE, NARROW = 9.6, 6.2  # inches; the page shows both at one scale, so that all
 
 
 @styled
-def draw_samples(drawn: Rows, y: Rows, *, start: Rows | None = None, steps: int) -> Figure:
+def draw_samples(drawn: Rows, y: Held, *, start: Float[Tensor, "k *event"] | None = None, steps: int) -> Figure:
     """Samples beside held-out data y, and beside the rows they started from, if given; all in the units of the data."""
     title = f"samples ({steps} step{'s' if steps > 1 else ''})"
     parts = [("source", start, SOURCE)] if start is not None else []
@@ -35,7 +35,7 @@ def draw_samples(drawn: Rows, y: Rows, *, start: Rows | None = None, steps: int)
     figure = Figure(figsize=(WIDE, WIDE / len(parts) + 0.4))
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr] (the style sets one)
     scatter = shape is None and y[0].numel() > 1
-    panels = figure.subplots(1, len(parts), sharex=scatter, sharey=scatter, squeeze=False)[0]
+    panels = figure.subplots(1, len(parts), sharex=shape is None, sharey=shape is None, squeeze=False)[0]
     low, high = _range(y)
     for axes, (name, rows, colour) in zip(panels, parts, strict=True):
         axes.set_title(name)
@@ -46,7 +46,7 @@ def draw_samples(drawn: Rows, y: Rows, *, start: Rows | None = None, steps: int)
         else:
             edges = np.histogram_bin_edges(torch.cat([rows.flatten() for _, rows, _ in parts]).cpu().numpy(), 40).tolist()
             axes.hist(rows.flatten().cpu().numpy(), edges, color=colour)
-            axes.set(xlabel="value", ylabel="rows")
+            axes.set(xlabel="value", ylabel="rows" if axes is panels[0] else "")
     if scatter:
         view = plane(y)
         given = torch.cat([y[:SHOWN], y[:0] if start is None else start[:SHOWN]])
@@ -57,14 +57,15 @@ def draw_samples(drawn: Rows, y: Rows, *, start: Rows | None = None, steps: int)
 
 
 @styled
-def draw_trajectories(path: Path, y: Rows) -> Figure:
+def draw_trajectories(path: Path, y: Held) -> Figure:
     """The paths of some rows from source (grey) to target (orange), over held-out data y (blue)."""
     figure = Figure(figsize=(NARROW, 5.2))
     axes = figure.subplots()
     states = path.states[:, :PATHS]
     if y[0].numel() == 1:
-        for row in states.flatten(1).T.cpu().numpy():
-            axes.plot(path.t.cpu().numpy(), row, color=SOURCE, alpha=0.4, linewidth=0.8)
+        t, lines = path.t.cpu().numpy(), states.flatten(1).cpu().numpy()
+        axes.plot(t, lines, color=SOURCE, alpha=0.45, linewidth=0.8)
+        axes.scatter(np.ones_like(lines[-1]), lines[-1], s=14, color=SAMPLES, zorder=4, linewidths=0)
         axes.set(xlabel="time (0 source, 1 target)", ylabel="value")
         return figure
     view = plane(y)
@@ -80,7 +81,7 @@ def draw_trajectories(path: Path, y: Rows) -> Figure:
 
 
 @styled
-def draw_landscape(model: TransportModel, start: Rows, y: Float[Tensor, "m *event"], *, unit: str) -> Figure:
+def draw_landscape(model: TransportModel, start: Rows, y: Held, *, unit: str) -> Figure:
     """V_0 as filled contours, with arrows along the action -grad V_0; for models of two columns.
 
     Args:
@@ -114,12 +115,13 @@ def draw_landscape(model: TransportModel, start: Rows, y: Float[Tensor, "m *even
     beside = axes.inset_axes((1.03, 0, 0.035, 1))
     bar = figure.colorbar(filled, cax=beside, label=f"value $V_0$ ({unit})", ticks=levels[::4], format="%.3g")
     bar.outline.set_visible(False)
-    axes.set(xlabel="column 1", ylabel="column 2", aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    corners = torch.stack([low, high], 1).tolist()
+    axes.set(xlabel="column 1", ylabel="column 2", aspect="equal", xlim=corners[0], ylim=corners[1])
     return figure
 
 
 @styled
-def draw_neighbours(drawn: Rows, y: Rows) -> Figure:
+def draw_neighbours(drawn: Rows, y: Held) -> Figure:
     """Whether samples copy data: images beside their nearest rows of y, or, for other rows, histograms of distances."""
     z, rows = drawn.flatten(1).double().cpu(), y.flatten(1).double().cpu()
     shape = image_shape(tuple(y.shape[1:]))
@@ -150,7 +152,7 @@ def draw_neighbours(drawn: Rows, y: Rows) -> Figure:
 
 
 @styled
-def draw_certificate(history: Sequence[Sequence[float]], *, unit: str) -> Figure:
+def draw_certificate(history: Sequence[Sequence[float | int]], *, unit: str) -> Figure:
     """Both bounds of the certificate, and its gap, over training time, from rows [step, seconds, lower, upper, loss]."""
     _, seconds, lower, upper, *_ = np.asarray(history, float).T
     figure = Figure(figsize=(WIDE, 3.7))
@@ -163,7 +165,7 @@ def draw_certificate(history: Sequence[Sequence[float]], *, unit: str) -> Figure
     left.legend(loc="lower right")
     gap = 100 * np.clip((upper - lower) / np.maximum(upper, 1e-300), 1e-5, None)
     right.plot(seconds, gap, marker="o", color=INK)
-    right.annotate(f"{gap[-1]:.2g} %", (seconds[-1], gap[-1]), (0, 7), textcoords="offset points", ha="right")
+    right.annotate(percent(gap[-1]), (seconds[-1], gap[-1]), (0, 7), textcoords="offset points", ha="right")
     right.set(title="gap between them", xlabel="training time (seconds)", ylabel="gap (% of the upper bound)", yscale="log",
               ylim=(gap.min() / 2, gap.max() * 1.6))  # fmt: skip
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -183,13 +185,14 @@ def draw_quality(evaluation: Evaluation) -> Figure:
     left, right = figure.subplots(1, 2)
     distances = [quality.w2_at_floor for quality in qualities]
     left.plot(steps, distances, marker="o", color=SAMPLES, label="samples to held-out data")
+    left.axhspan(min(evaluation.floors), max(evaluation.floors), color=DATA, alpha=0.15, linewidth=0)
     left.axhline(evaluation.floor, color=DATA, linestyle="--", label="floor: fresh data to held-out data")
     left.set(title="distance to held-out data", ylabel=f"W2 ({evaluation.floor_rows:,} rows, units of the data)")
     left.legend(loc="lower right")
     excess = [100 * quality.normalised_energy for quality in qualities]
     right.plot(steps, excess, marker="o", color=INK)
     right.set(title="normalised path energy", ylabel="path energy from squared W2 (%)")
-    for axes, most in ((left, max(evaluation.floor, *distances)), (right, max(excess))):
+    for axes, most in ((left, max(*evaluation.floors, *distances)), (right, max(excess))):
         axes.set(xlabel="policy steps", xscale="log")
         axes.set_xticks(steps, [str(count) for count in steps])
         axes.set_ylim(0, 1.2 * most if most > 0 else None)

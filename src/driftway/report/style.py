@@ -18,7 +18,8 @@ R = TypeVar("R")
 DATA, SAMPLES, SOURCE, INK, FAINT = "#0072B2", "#D55E00", "#7F7F7F", "#222222", "#BBBBBB"
 VALUES = "cividis"
 STYLE: dict[str, Any] = {
-    "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "driftway",
+    "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.dpi": 150,
+    "savefig.bbox": "tight", "savefig.pad_inches": 0.08, "svg.hashsalt": "driftway",
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": INK,
     "text.color": INK, "axes.edgecolor": FAINT, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "xtick.color": INK, "ytick.color": INK,
@@ -40,6 +41,11 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+def percent(number: float) -> str:
+    """A percentage to two digits, never with an exponent."""
+    return f"{number:.2g} %" if number < 99.5 else f"{number:.0f} %"
+
+
 @styled
 def embed(figure: Figure, kind: str) -> tuple[str, float]:
     """The figure, cut to what is drawn, as a "png" or "svg" data address, and its width in inches.
@@ -47,9 +53,10 @@ def embed(figure: Figure, kind: str) -> tuple[str, float]:
     The same figure gives the same text.
     """
     file = BytesIO()
-    figure.draw_without_rendering()
-    box = figure.get_tightbbox().padded(0.08)
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(file, format=kind, bbox_inches=box, metadata=metadata)
-    mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(file.getvalue()).decode()}", box.width
+    figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    data = file.getvalue()
+    if kind == "png":
+        mime, inches = "image/png", int.from_bytes(data[16:20], "big") / STYLE["savefig.dpi"]
+    else:
+        mime, inches = "image/svg+xml", float(data.split(b'width="', 1)[1].split(b"pt", 1)[0]) / 72
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}", inches

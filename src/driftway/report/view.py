@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Rows = Float[Tensor, "n *event"]
+Held = Float[Tensor, "m *event"]
 FLAT_IMAGES = {64: (8, 8), 784: (28, 28)}
 
 

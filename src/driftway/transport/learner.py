@@ -1,6 +1,7 @@
 """One primal-dual training step for each family of value. No step depends on how many will follow, so a run may stop at any time.
 
-    eps_k = eps_end + (eps_start - eps_end) exp(-k/anneal)      entropy (sigma = 0; else eps = sigma^2)
+    eps_k = eps_end + (eps_start - eps_end) exp(-k/200)         entropy (sigma = 0; else eps = sigma^2); a mixture, whose pieces
+                                                                freeze when it is small, takes 1 / (1 + k/100) in place of exp
     lr_k  = lr min(1, (k+1)/warmup) / sqrt(1 + k/decay)         step size
     avg_k = avg_{k-1} + (1 - k/(k+horizon)) (now - avg)         average over a constant fraction of the run (Karras et al., 2024)
 """
@@ -51,10 +52,10 @@ class Settings:
     components: int = 64
     mixture_batch: int = 1024
     lr: float = 5e-3
-    mixture_lr: float = 1e-2
+    mixture_lr: float = 5e-3
     eps_start: float = 0.05
     eps_end: float = 0.004
-    mixture_eps_end: float = 0.004
+    mixture_eps_end: float = 0.001
 
     def __post_init__(self) -> None:
         for name in ("batch", "candidates", "mixture_batch"):
@@ -77,7 +78,7 @@ class Learner(ABC):
         lr: step size.
     """
 
-    anneal, decay, power, warmup, horizon = 200, 500, 0.5, 50, 8
+    decay, warmup, horizon = 500, 50, 8
 
     def __init__(self, value: Value, *, eps: tuple[float, float], sigma: float, lr: float) -> None:
         self.value, self.average = value, copy.deepcopy(value).requires_grad_(False)
@@ -87,7 +88,7 @@ class Learner(ABC):
 
     def eps(self, k: int) -> float:
         """The entropy of step k."""
-        return self.eps_end + (self.eps_start - self.eps_end) * math.exp(-k / self.anneal)
+        return self.eps_end + (self.eps_start - self.eps_end) * math.exp(-k / 200)
 
     def step(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, float]:
         """One step; returns its losses by name."""
@@ -96,7 +97,7 @@ class Learner(ABC):
         self.optimizer.zero_grad()
         total.backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / (1 + k / self.decay) ** self.power
+            group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / math.sqrt(1 + k / self.decay)
         self.optimizer.step()
         weight = self.horizon / (k + self.horizon)
         with torch.no_grad():
@@ -138,9 +139,14 @@ class NetworkLearner(Learner):
 class MixtureLearner(Learner):
     """Ascent on the exact dual of the closed-form family."""
 
+    horizon = 3
+
     def __init__(self, value: MixtureValue, settings: Settings, *, eps: tuple[float, float], sigma: float) -> None:
         super().__init__(value, eps=eps, sigma=sigma, lr=settings.mixture_lr)
         self.mixture, self.settings = value, settings
+
+    def eps(self, k: int) -> float:
+        return self.eps_end + (self.eps_start - self.eps_end) / (1 + k / 100)
 
     def losses(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, Tensor]:
         del own

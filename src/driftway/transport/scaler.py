@@ -1,8 +1,11 @@
 """Standardisation: fitted on training data, kept with the model, undone on the way out.
 
-With the standard normal as source, each column of the target is centred and scaled to unit variance. With a data source, one shift
-and one scale serve both laws and all columns, so transport costs, and which plan is optimal, are those of the data up to the factor
-scale^2. Constant columns of the target are set to their constant on the way out; without a data source they take no part at all.
+Rows are centred, with the same shift for both laws. "columns" scales each column of the target to unit variance; "common" divides all
+columns of both laws by one number, so that transport costs, and which plan is optimal, are those of the data up to the factor
+scale^2. "auto" is columns for vectors whose source is the standard normal, and common for a data source and for images, where a rare
+pixel would weigh as much as a common one.
+
+Constant columns of the target are set to their constant on the way out; without a data source they take no part at all.
 """
 
 import warnings
@@ -83,13 +86,12 @@ def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *e
     Args:
         target: training rows of the target.
         source: training rows of the source, or None for the standard normal.
-        mode: "columns" (each column to unit variance), "common" (one shift and scale for all), "none", or "auto": columns for the
-            standard normal source, common for a data source.
+        mode: "auto", "columns", "common" or "none" (module docstring).
 
     Raises:
         InputError: if "columns" is asked for with a data source, or no column of the target varies.
     """
-    mode = ("columns" if source is None else "common") if mode == "auto" else mode
+    mode = ("columns" if source is None and target.ndim == 2 else "common") if mode == "auto" else mode
     require(mode != "columns" or source is None, "standardize", expected="common or none with a data source", got="columns",
             cure="scale the columns of both data sets yourself: it changes which plan is optimal")  # fmt: skip
     y = target.flatten(1)

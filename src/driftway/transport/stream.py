@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def split_rows(rows: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Ten
     return rows[order[held:].sort().values], rows[order[:held]]
 
 
+@runtime_checkable
 class Stream(Protocol):
     """Batches (n, *event) without end."""
 

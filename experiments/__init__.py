@@ -1,0 +1,1 @@
+"""One flat script per claim: `python -m experiments.NAME [--quick] [--json FILE]`."""
