@@ -33,6 +33,7 @@ docs: .venv/.docs
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.transport_2d
+	$(BIN)/python -m benchmarks.policy_cost
 	$(BIN)/python -m benchmarks.results
 
 clean:

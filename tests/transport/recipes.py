@@ -10,7 +10,7 @@ from driftway.transport import MixtureValue, NetworkValue, Problem, Settings, Tr
 from driftway.transport.scaler import Scaler
 
 DOUBLE = torch.float64
-SMALL = Settings(batch=32, candidates=48, width=12, depth=2, heads=4, components=5, mixture_batch=64)
+SMALL = Settings(batch=32, candidates=48, width=12, depth=2, heads=4, components=5, mixture_batch=60)
 FAMILIES = ("mixture", "network")
 
 

@@ -62,7 +62,7 @@ def occupancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor,
     balanced = weights * column
     balanced /= balanced.sum(1, keepdim=True)
     shift = column.log()
-    return Occupancy(weights=weights, balanced=balanced, g=g - eps * (shift - shift.mean()))
+    return Occupancy(weights=weights, balanced=balanced, g=g - eps * (shift - shift.median()))
 
 
 def dual_loss(g: Float[Tensor, " m"], weights: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
