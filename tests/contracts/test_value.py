@@ -138,6 +138,19 @@ def test_rows_do_not_mix(name):
 
 
 @every_value
+def test_many_rows_are_as_few(name):
+    """Rows may be worked on in blocks, of any size, with and without a graph."""
+    value = FAMILIES[name]().double().requires_grad_(False)
+    n = 20_001
+    x, t = draw(n, *value.event, seed=3), torch.linspace(0, 0.98, n, dtype=DOUBLE)
+    some = torch.tensor([0, 4095, 4096, 8191, 8192, n - 1])
+    few = value.gradient(x[some], t[some])
+    with torch.no_grad():
+        close(value.gradient(x, t)[some], few, 1e-12)
+    close(value.gradient(x[:9000], t[:9000])[some[:5]], few[:5], 1e-12)
+
+
+@every_value
 def test_single_precision_is_double_precision_rounded(name):
     value = FAMILIES[name]().double().requires_grad_(False)
     x, t = states(value)
