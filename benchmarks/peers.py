@@ -91,16 +91,16 @@ def velocity_network(d: int, *, activation: str = "selu") -> nn.Sequential:
 
 
 def train(recipe: Recipe, source: Law, target: Law, *, seconds: float, seed: int) -> Flow:
-    """Train for so many seconds, data and set-up included."""
+    """Train for so many processor seconds of this process, data and set-up included."""
     matcher = _matcher(recipe.matcher)
     with _global_streams(seed):
-        begun = time.perf_counter()
+        begun = time.process_time()
         own = generator(seed, recipe.matcher, "data")
         network = velocity_network(source.dim)
         average = copy.deepcopy(network).requires_grad_(False)
         optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=1e-5, fused=True)
         k = 0
-        while time.perf_counter() - begun < seconds:
+        while time.process_time() - begun < seconds:
             x, y = (law.sample(recipe.batch, generator=own) for law in (source, target))
             t, x_t, u = matcher.sample_location_and_conditional_flow(x, y)
             loss = (network(torch.cat([x_t, t[:, None]], 1)) - u).square().mean()
@@ -114,7 +114,7 @@ def train(recipe: Recipe, source: Law, target: Law, *, seconds: float, seed: int
                     for mean, now in zip(average.parameters(), network.parameters(), strict=True):
                         mean.lerp_(now, 1 / (1 + k / recipe.horizon))
             k += 1
-        return Flow(average if recipe.horizon < inf else network.requires_grad_(False), k, time.perf_counter() - begun)
+        return Flow(average if recipe.horizon < inf else network.requires_grad_(False), k, time.process_time() - begun)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from driftway.store import write_file
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "scipy", "POT", "torchcfm")
-THREADS = 2
+THREADS = 1
 Cell = str | int | float | None
 
 

@@ -43,7 +43,8 @@ def main() -> None:
 
     images = fit(None, digits()[0].reshape(-1, 8, 8), max_seconds=60, settings=Settings(width=128))
     drawn = images.sample(77, steps=4, seed=3)
-    rows = drawn.reshape(7, 11, 8, 8).permute(0, 2, 1, 3).reshape(56, 88)
+    spaced = torch.nn.functional.pad(drawn, (1, 1, 1, 1))
+    rows = spaced.reshape(7, 11, 10, 10).permute(0, 2, 1, 3).reshape(70, 110)
     right.imshow(rows, cmap="gray_r", vmin=0, vmax=16)
     right.set_title("handwritten digits in 4 steps, not chosen", color=INK)
     right.set(xticks=[], yticks=[])

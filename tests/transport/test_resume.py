@@ -200,9 +200,12 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     for moment in ("stepping", "starting", "stepping"):
         place = "resume" if (folder / CHECKPOINT).exists() else "out"
         command = [sys.executable, "-c", KILLED, place, str(folder), str(torch.get_num_threads())]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
         assert process.stdout is not None
-        assert any(line == f"{moment}\n" for line in process.stdout)
+        said = []
+        while f"{moment}\n" not in said:
+            said.append(process.stdout.readline())
+            assert said[-1], f"it ended by itself: {''.join(said)}"
         time.sleep(chance.uniform(0.05, 0.5))  # less than half of the 1.2 s that the pauses of the steps alone take
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -212,7 +215,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     assert reached[-1] > 0
     assert not (folder / store.TENSORS).exists()
     train(folder, **options, resume=True)
-    assert identical(weights(tmp_path / "whole"), weights(folder))
+    assert identical(weights(tmp_path / "whole"), weights(folder)), f"killed at steps {reached}"
 
 
 def test_what_a_kill_leaves_behind_is_cleared_away(tmp_path):
