@@ -36,6 +36,12 @@ def write_file(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for partial in folder.glob(".*.part"):
+        partial.unlink(missing_ok=True)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Config) -> None:
     """Write named tensors and their configuration as one safetensors file, atomically."""
     text = json.dumps({"version": VERSION, **config}, sort_keys=True)

@@ -116,14 +116,11 @@ def test_training_on_the_gradient_is_training_on_the_slope(name):
     parameters = [p for n, p in value.named_parameters() if not n.startswith("g.")]
     ours = torch.autograd.grad((weight * value.gradient(x, t)).sum(), parameters, allow_unused=True)
     known = torch.autograd.grad((weight * slope(value, x, t, create_graph=True)).sum(), parameters, allow_unused=True)
-    compared = 0
+    scale, compared = max(float(b.abs().max()) for b in known if b is not None), 0
     for a, b in zip(ours, known, strict=True):
-        if a is None or b is None:
-            assert (0 if a is None else a.abs().max()) == 0
-            assert (0 if b is None else b.abs().max()) == 0
-        elif float(b.abs().max()) > 1e-12:
-            close(a, b, 1e-8)
-            compared += 1
+        a, b = (torch.zeros(()) if z is None else z for z in (a, b))
+        assert float((a - b).abs().max()) <= 1e-10 * scale
+        compared += float(b.abs().max()) > 1e-6 * scale
     assert compared >= 3
 
 

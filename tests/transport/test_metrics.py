@@ -39,11 +39,11 @@ def test_w2_of_a_convex_map_is_the_distance_of_partners():
 
 
 def test_w2_on_the_line_is_the_distance_of_quantiles():
-    """Normal to gamma by their quantiles; the trapezoid of the square is within 1 % at 2,000 points."""
+    """Normal to gamma by their quantiles; the mean over 500 of them is within 2 % of the integral."""
     pair = LinePair(stats.norm(), stats.gamma(3))
-    x, y = pair.source(2000), pair.target(2000)
+    x, y = pair.source(500), pair.target(500)
     assert w2(x, y) == pytest.approx(float((x - y).square().mean().sqrt()), rel=1e-9)
-    assert w2(x, y) ** 2 == pytest.approx(pair.w2_squared, rel=1e-2)
+    assert w2(x, y) ** 2 == pytest.approx(pair.w2_squared, rel=2e-2)
 
 
 def test_w2_does_not_count_copies():

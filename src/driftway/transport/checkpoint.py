@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from driftway import store
-from driftway.checks import require
+from driftway.checks import InputError, require
 from driftway.transport.learner import Settings
 from driftway.transport.problem import Problem
 from driftway.transport.run import Plan, Run, start_run
@@ -28,7 +28,7 @@ def save_run(folder: Path, run: Run) -> None:
     plan = {**asdict(run.plan), "problem": asdict(run.plan.problem), "settings": asdict(run.plan.settings)}
     config = {
         "kind": KIND, "plan": plan, "family": run.family, "scaler": {"event": list(run.scaler.event), "noise": run.scaler.noise},
-        "eps": run.eps, "index": run.index, "seconds": run.seconds, "history": run.history,
+        "eps": run.eps, "given": run.given, "index": run.index, "seconds": run.seconds, "history": run.history,
         "streams": [run.source.state(), run.target.state()], "digests": [run.source.digest(), run.target.digest()],
     }  # fmt: skip
     store.write_tensors(folder / CHECKPOINT, tensors, config)
@@ -42,13 +42,20 @@ def load_run(folder: Path, source: Data | None, target: Data) -> Run:
     """
     config, tensors = store.read_tensors("resume", folder / CHECKPOINT)
     require(config.get("kind") == KIND, "resume", expected="a transport run", got=config.get("kind"), cure="name another folder")
-    plan = dict(config["plan"])
-    plan = Plan(**{**plan, "problem": Problem(**plan["problem"]), "settings": Settings(**plan["settings"])})
+    try:
+        settings = config["plan"]["settings"]
+        if set(settings) != set(asdict(Settings())):
+            raise TypeError(f"settings {', '.join(sorted(set(settings) ^ set(asdict(Settings()))))}")
+        plan = Plan(**{**config["plan"], "problem": Problem(**config["plan"]["problem"]), "settings": Settings(**settings)})
+    except TypeError as error:
+        raise InputError("resume", expected="a run of this release", got=f"one of another ({error})",
+                         cure="continue it with the release that began it") from None  # fmt: skip
     scaler = Scaler.of(tensors, config["scaler"])
     require(scaler.noise == (source is None), "source", expected="none, as in the run" if scaler.noise else "the run's source data",
             got="data" if source is not None else "none", cure="pass what the run was begun with")  # fmt: skip
     held = (tensors["held.source"], tensors["held.target"])
-    run = start_run(plan, source, target, None, scaler=scaler, eps=tuple(config["eps"]), family=config["family"])
+    given = (None if scaler.noise else held[0], held[1]) if config["given"] else None
+    run = start_run(plan, source, target, given, scaler=scaler, eps=tuple(config["eps"]), family=config["family"])
     for name, stream, digest in zip(("source", "target"), (run.source, run.target), config["digests"], strict=True):
         require(stream.digest() == digest, name, expected=f"the data that the run in {folder} was begun with",
                 got="other data", cure="pass the same data, or start a new run in another folder")  # fmt: skip

@@ -80,7 +80,7 @@ def semi_dual(x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"], g: Flo
 def choose(weights: Float[Tensor, "n m"], uniform: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
     """One candidate per row, drawn by inverting the row's cumulative weights at a uniform variate."""
     total = weights.cumsum(1)
-    return torch.searchsorted(total, uniform[:, None] * total[:, -1:])[:, 0].clamp(max=weights.shape[1] - 1)
+    return torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)[:, 0].clamp(max=weights.shape[1] - 1)
 
 
 @dataclass(frozen=True)

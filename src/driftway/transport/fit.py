@@ -108,7 +108,7 @@ def fit(source: Data | None, target: Data, *, problem: Problem | None = None, fa
     plan = Plan(problem=problem or Problem(), settings=settings or Settings(), seed=seed, family=family, standardize=standardize,
                 holdout=holdout, certify_every=certify_every)  # fmt: skip
     folder = next((Path(place) for place in (out, resume) if place is not None), None)
-    if resume is None and folder is not None:
+    if folder is not None and (resume is None or folder.resolve() != Path(resume).resolve()):
         taken = [name for name in (CHECKPOINT, store.CONFIG, store.TENSORS) if (folder / name).exists()]
         require(not taken, "out", expected="a folder without a run", got=f"{folder} with {', '.join(taken)}",
                 cure="resume it, or name another folder")  # fmt: skip
@@ -118,6 +118,7 @@ def fit(source: Data | None, target: Data, *, problem: Problem | None = None, fa
     if steps is None and max_seconds is None and gap is None:
         steps = STEPS[run.family]
     if folder is not None:
+        store.sweep(folder)
         save_run(folder, run)
     with _deferred_interrupt() as interrupted:
         _train(run, steps, max_seconds, gap, folder, checkpoint_seconds, on_step, interrupted)

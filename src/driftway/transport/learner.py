@@ -91,8 +91,11 @@ class Learner(ABC):
         return self.eps_end + (self.eps_start - self.eps_end) * math.exp(-k / 200)
 
     def step(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, float]:
-        """One step; returns its losses by name."""
+        """One step; returns its losses by name. If one is not finite, nothing changes."""
         losses = self.losses(k, source, target, own)
+        found = {name: loss.item() for name, loss in losses.items()}
+        if not all(map(math.isfinite, found.values())):
+            return found
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
         total.backward()
@@ -103,7 +106,7 @@ class Learner(ABC):
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.value.parameters(), strict=True):
                 mean.lerp_(now, weight)
-        return {name: loss.item() for name, loss in losses.items()}
+        return found
 
     @abstractmethod
     def losses(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, Tensor]:

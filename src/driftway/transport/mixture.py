@@ -128,7 +128,6 @@ def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
     pairs = torch.cat([x / spread[0].sqrt(), y / spread[1].sqrt()], 1)
     _, label = kmeans2(pairs.cpu().numpy(), K, minit="points", rng=np.random.default_rng(seed), missing="warn")
     cell = torch.as_tensor(label, device=x.device).long()
-    value.u.fill_(-torch.inf)
     for k, rows in enumerate([torch.nonzero(cell == j)[:, 0] for j in range(K)]):
         if len(rows) == 0:
             rows = torch.tensor([k % len(x)], device=x.device)
@@ -142,6 +141,11 @@ def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
         L = torch.linalg.cholesky(S)
         value.r[k], value.lower[k], value.log_diagonal[k] = r, L.tril(-1), L.diagonal().log()
         value.u[k] = (phi[rows] - (x[rows] @ S * x[rows]).sum(1) / 2 - x[rows] @ r).mean()
+    if len(value.u) > K:  # fewer rows than components: the others start without weight, as copies
+        copies = torch.arange(K, len(value.u)) % K
+        for parameter in value.parameters():
+            parameter[K:] = parameter[copies]
+        value.u[K:] -= 40 * value.eps
 
 
 def _apply(matrices: Tensor, x: Tensor) -> Tensor:

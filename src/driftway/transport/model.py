@@ -76,11 +76,14 @@ class TransportModel:
         """Like `sample`, keeping every state and action, in the units of the data. Raises InputError as `sample` does."""
         parts = [(torch.stack(actions), torch.stack(states)) for actions, states in self._batches(x0, steps, rule, seed, 2**24, True)]
         a, z = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
-        scale = torch.where(self.scaler.constant, 0, self.scaler.scale)
-        wide = a.new_zeros(*a.shape[:2], len(scale))
-        wide[..., self.scaler.active] = a
-        states = self.scaler.data(z.flatten(0, 1)).reshape(*z.shape[:2], *self.event)
-        return Path(torch.linspace(0, 1, steps + 1).to(a), states, (wide * scale).reshape(*a.shape[:2], *self.event))
+        scaler, t = self.scaler, torch.tensor([h / steps for h in range(steps + 1)], dtype=torch.float64, device=z.device)
+        if not scaler.noise and scaler.constant.any():  # on the straight line to the constant
+            a[..., scaler.constant] = -z[0][..., scaler.constant]
+            z[..., scaler.constant] *= (1 - t).to(z)[:, None, None]
+        actions, states = (part.new_zeros(*part.shape[:2], len(scaler.shift)) for part in (a, z))
+        actions[..., scaler.active], states[..., scaler.active] = a, z
+        states, actions = states * scaler.scale + scaler.shift, actions * scaler.scale
+        return Path(t, states.reshape(*z.shape[:2], *self.event), actions.reshape(*a.shape[:2], *self.event))
 
     def value(self, x: Float[Tensor, "n *event"], t: float) -> Float[Tensor, " n"]:
         """V_t(x) for x in the units of the data: cost in data units, or in model space if the source is the standard normal.
@@ -133,7 +136,7 @@ class TransportModel:
         return rows
 
     def _batches(self, x0: Any, steps: int, rule: str, seed: int, budget: int, keep: bool) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        steps, budget = checks.count("steps", steps), checks.count("budget", budget)
+        steps, budget, seed = checks.count("steps", steps), checks.count("budget", budget), checks.count("seed", seed, least=0)
         rule = checks.choice("rule", rule, ("auto", "explicit", "proximal", "endpoint"))
         known = isinstance(self.value_function, EndpointLaw)
         require(known or rule != "endpoint", "rule", expected="explicit or proximal for a network", got=rule, cure="use rule='auto'")
@@ -159,7 +162,8 @@ class TransportModel:
 def build_value(family: str, scaler: Scaler, shape: dict[str, int]) -> Value:
     """An untrained value of a family, for the model space of a scaler."""
     kind = {"network": NetworkValue, "mixture": MixtureValue}[family]
-    return kind((scaler.size,), **shape).to(scaler.shift)
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global stream
+        return kind((scaler.size,), **shape).to(scaler.shift)
 
 
 def certificate(model: TransportModel, x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"], *, steps: int = 4,

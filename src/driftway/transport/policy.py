@@ -62,18 +62,32 @@ def explicit(value: Value, x: States, t: float, dt: float) -> States:
 
 
 def proximal(value: Value, x: States, t: float, dt: float, *, iterations: int = 5) -> States:
-    """The action whose end minimises |y - x|^2 / 2dt + V_{t+dt}(y), by damped gradient steps from the explicit one."""
+    """The action whose end minimises F(y) = |y - x|^2 / 2dt + V_{t+dt}(y).
+
+    Gradient descent on F with a step size per row that shrinks where F would rise, from the better of x and the explicit step: no
+    curvature of V makes it diverge.
+    """
     later = x.new_full((len(x),), t + dt)
-    y = x + dt * explicit(value, x, t, dt)
+
+    def objective(y: Tensor) -> Tensor:
+        return (y - x).flatten(1).square().sum(1) / (2 * dt) + value.value(y, later)
+
+    def better(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        f, h = objective(y), objective(z)
+        down = h <= f
+        return down, torch.where(down.reshape(-1, *[1] * (x.ndim - 1)), z, y)
+
+    _, y = better(x, x + dt * explicit(value, x, t, dt))
+    size = x.new_full((len(x), *[1] * (x.ndim - 1)), dt / 2)
     for _ in range(iterations):
-        y = y - dt / 2 * ((y - x) / dt + value.gradient(y, later))
+        down, y = better(y, y - size * ((y - x) / dt + value.gradient(y, later)))
+        size = torch.where(down.reshape(size.shape), size, size / 4)
     return (y - x) / dt
 
 
 RULES: dict[str, Rule] = {"explicit": explicit, "proximal": proximal}
 
 
-@torch.no_grad()
 def simulate(value: Value, x: States, *, times: Sequence[float], sigma: float, rule: str,
              noise: SampleNoise) -> Iterator[tuple[States, States]]:  # fmt: skip
     """Act from times[0] to times[-1]; yields (action, next state) of each step.
@@ -90,11 +104,13 @@ def simulate(value: Value, x: States, *, times: Sequence[float], sigma: float, r
     end = None
     if rule == "endpoint" and isinstance(value, EndpointLaw):
         start = x.new_full((len(x),), times[0])
-        end = value.endpoint(x, start, uniform=noise.uniform(), normal=noise.normal(*event))
+        with torch.no_grad():
+            end = value.endpoint(x, start, uniform=noise.uniform(), normal=noise.normal(*event))
     for t, later in pairwise(times):
         dt = later - t
-        a = RULES[rule](value, x, t, dt) if end is None else (end - x) / (1 - t)
-        x = x + dt * a
+        with torch.no_grad():  # around each step and never around a yield
+            a = RULES[rule](value, x, t, dt) if end is None else (end - x) / (1 - t)
+            x = x + dt * a
         if sigma > 0:
             spread = dt if end is None else dt * (1 - later) / (1 - t)
             x = x + sigma * spread**0.5 * noise.normal(*event)

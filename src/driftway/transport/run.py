@@ -73,7 +73,11 @@ class Mapped:
 
 @dataclass
 class Run:
-    """A run in progress. `index` steps are done; `history` rows are (index, seconds, lower, upper, loss)."""
+    """A run in progress.
+
+    `index` steps are done; `given` says that the held-out rows were passed and not split off; `history` rows are (index, seconds,
+    lower, upper, loss).
+    """
 
     plan: Plan
     family: str
@@ -83,6 +87,7 @@ class Run:
     target: Mapped
     held: tuple[Tensor, Tensor]
     learner: Learner
+    given: bool
     index: int = 0
     seconds: float = 0.0
     history: list[list[float]] = field(default_factory=list)
@@ -136,18 +141,26 @@ def open_data(
             rows = stream.probe()[:1000]
         elif held is not None and held[side] is not None:
             rows = checks.samples(f"held {name}", held[side])
+        if isinstance(stream, Rows):
+            require(len(stream.rows) >= 2, name, expected="at least 2 rows to train on", got=len(stream.rows), cure="lower holdout")
         streams.append(stream)
         kept.append(rows)
     one, two = streams[1], kept[1]
     assert one is not None  # noqa: S101 (the target is always a stream)
     require(two is not None, "held", expected="held-out target rows", got="None", cure="pass held=(source or None, target)")
     y = one.probe()
-    require(len(y) >= 2, "target", expected="at least 2 rows", got=len(y), cure="give it more samples")
+    require(y.dtype in (torch.float32, torch.float64), "target", expected="float32 or float64", got=y.dtype,
+            cure="convert the data, e.g. target.float()")  # fmt: skip
     if streams[0] is not None:
         x = streams[0].probe()
         require(x.shape[1:] == y.shape[1:], "source", expected=f"rows of shape {tuple(y.shape[1:])}, as the target has",
                 got=f"{tuple(x.shape[1:])}", cure="give both the same columns")  # fmt: skip
         checks.same_dtype("target", y, "source", x)
+        require(kept[0] is not None, "held", expected="held-out source rows, as there is a source", got="None", cure="pass both")
+    for name, rows in zip(("held source", "held target"), kept, strict=True):
+        if rows is not None:
+            checks.samples(name, rows, event=tuple(y.shape[1:]))
+            checks.same_dtype("target", y, name, rows)
     return streams[0], one, (kept[0], two)  # type: ignore[return-value]
 
 
@@ -185,7 +198,7 @@ def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, 
         assert isinstance(value, NetworkValue)  # noqa: S101 (there are two families)
         seed_parameters(value, own)
         learner = NetworkLearner(value, plan.settings, eps=eps, sigma=sigma)
-    return Run(plan, family, scaler, eps, run_source, run_target, (x_held, y_held), learner)
+    return Run(plan, family, scaler, eps, run_source, run_target, (x_held, y_held), learner, held is not None)
 
 
 def entropies(plan: Plan, family: str, scaler: Scaler, source: Mapped, target: Mapped) -> tuple[float, float]:

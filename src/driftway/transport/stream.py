@@ -146,7 +146,7 @@ class Loader:
         return torch.cat(rows)
 
     def digest(self) -> str:
-        return _digest(next(self._epoch(-1)))
+        return _digest(self.probe())
 
     def _take(self, n: int) -> Tensor:
         while sum(map(len, self.buffer)) < n:
@@ -160,23 +160,27 @@ class Loader:
         return rows[:n]
 
     def _epoch(self, epoch: int) -> Iterator[Tensor]:
-        start = generator(self.seed, self.name, epoch)
-        if self.loader.generator is not None:
-            self.loader.generator.set_state(start.get_state())
-        state, batches = start.get_state(), None
+        state = generator(self.seed, self.name, epoch).get_state()
+        own, own_state, batches = self.loader.generator, state, None
         while True:
+            kept = own.get_state() if own is not None else None
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(state)
+                if own is not None:
+                    own.set_state(own_state)
                 batches = iter(self.loader) if batches is None else batches
                 batch = next(batches, None)
                 state = torch.get_rng_state()
+            if own is not None and kept is not None:
+                own_state = own.get_state()
+                own.set_state(kept)
             if batch is None:
                 return
             yield checks.samples(self.name, batch[0] if isinstance(batch, list | tuple) else batch, least=1)
 
 
 def open_stream(name: str, data: Data, *, seed: int) -> Stream:
-    """A stream over an array, a tensor, a sampler `f(n, generator)` or `f(n)`, or a DataLoader.
+    """A stream over an array, a tensor, a sampler `f(n, generator)`, `f(n, *, generator)` or `f(n)`, or a DataLoader.
 
     Raises:
         InputError: if the data is none of these, or its samples are unusable.
@@ -186,15 +190,19 @@ def open_stream(name: str, data: Data, *, seed: int) -> Stream:
     if not callable(data) or isinstance(data, Tensor):
         return Rows(name, checks.samples(name, data), seed)
     try:
-        takes = len(inspect.signature(data).parameters)
+        parameters = inspect.signature(data).parameters
     except (TypeError, ValueError):
-        takes = 1
-    if takes not in (1, 2):
-        raise InputError(name, expected="a sampler f(n, generator) or f(n)", got=f"a callable with {takes} parameters",
+        parameters = {}
+    needed = [p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    keyword = "generator" in parameters
+    if len(needed) - (keyword and parameters["generator"] in needed) not in (0, 1) and len(needed) != 2:
+        raise InputError(name, expected="a sampler f(n, generator) or f(n)", got=f"a callable with {len(needed)} parameters",
                          cure="wrap it in a function of n and generator")  # fmt: skip
 
     def sample(n: int, own: torch.Generator) -> Tensor:
-        if takes == 2:
+        if keyword and parameters["generator"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+            rows = data(n, generator=own)
+        elif len(needed) == 2:
             rows = data(n, own)
         else:
             with torch.random.fork_rng(devices=[]):
