@@ -1,4 +1,4 @@
-"""RESULTS.md from the result files: `python -m benchmarks.results`. Nothing in it is typed by hand."""
+"""RESULTS.md and the README's table from the result files: `python -m benchmarks.results`. Nothing in them is typed by hand."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,10 @@ from benchmarks.record import RESULTS, Cell, Record, Table, cell, read
 from driftway.store import write_file
 
 TARGET = RESULTS.parents[1] / "RESULTS.md"
+README = RESULTS.parents[1] / "README.md"
+MARKS = "<!-- measured: begin -->", "<!-- measured: end -->"
+SHOWN = (("driftway mixture", 1), ("driftway network", 4), ("OT-CFM", 4), ("OT-CFM", 100), ("OT-CFM (tuned)", 4), ("OT-CFM (tuned)", 100),
+         ("I-CFM", 100))  # fmt: skip
 HEAD = """# Results
 
 Written by `python -m benchmarks.results` from the files in `benchmarks/results`; do not edit. Losses are listed like wins. A floor
@@ -43,11 +47,41 @@ def table(content: Table) -> str:
     return "\n\n".join([f"### {content.title}", text, *([content.note] if content.note else [])])
 
 
+def headline(record: Record) -> str:
+    """The README's short form of `transport_2d`: W2 of every method at its best-known numbers of steps, and the proven gaps."""
+    found = {(row["task"], row["method"], row["steps"]): row for row in record.figures["summary"]}
+    tasks = list(dict.fromkeys(task for task, _, _ in found))
+    rows: list[tuple[Cell, ...]] = []
+    for task in tasks:
+        floor = found[task, *SHOWN[0]]["floor"]
+        best = min(found[task, *key]["w2"] for key in SHOWN)
+        shown = [f"{found[task, *key]['w2']:.3f}" for key in SHOWN]
+        bold = [f"**{text}**" if found[task, *key]["w2"] == best else text for key, text in zip(SHOWN, shown, strict=True)]
+        gaps = [row["gap"] for row in record.figures["trainings"] if row["task"] == task and row["method"] == "driftway network"]
+        rows.append((task, f"{floor:.3f}", *bold, f"{sum(gaps) / len(gaps):.1%}"))
+    shown = [f"{method}, {steps} step{'s' * (steps > 1)}" for method, steps in SHOWN]
+    columns = ("W2, lower is better", "floor", *shown, "proven gap, network")
+    lines = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    verdicts = "\n".join(f"- {goal.claim}: **{goal.verdict}**" for goal in record.goals)
+    seconds = record.protocol["training seconds per method"]
+    about = (f"Equal training time ({seconds:g} processor seconds each), the same width (3 x 64), {len(record.seeds)} seeds, torchcfm "
+             "beside us in the same run. The floor is what two sets of fresh data score. *Tuned* gives the peer our schedule and "
+             "weight average.")  # fmt: skip
+    return f"{about}\n\n{text}\n\n{verdicts}\n\nAll figures, losses included: [RESULTS.md](RESULTS.md). Again: `make bench`."
+
+
 def main() -> None:
     paths = sorted(RESULTS.glob("*.json"))
     if not paths:
         sys.exit(f"no result files in {RESULTS.parent.name}/{RESULTS.name}; run `make bench`")
-    write_file(TARGET, document([read(path) for path in paths]).encode())
+    records = [read(path) for path in paths]
+    write_file(TARGET, document(records).encode())
+    for record in records:
+        if record.name == "transport_2d":
+            before, _, rest = README.read_text().partition(MARKS[0])
+            after = rest.partition(MARKS[1])[2]
+            write_file(README, f"{before}{MARKS[0]}\n{headline(record)}\n{MARKS[1]}{after}".encode())
     print(f"{TARGET.name}: {', '.join(path.stem for path in paths)}")
 
 
