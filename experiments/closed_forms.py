@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     seconds, steps = (4.0, 500) if args.quick else (25.0, 4000)
-    found = {"driftway": driftway.__version__, "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    found = {"driftway": driftway.__version__, "torch": torch.__version__, "machine": platform.machine()}
     found["program"] = against_program(seconds, 0)
     print("linear program, squared correlation:", found["program"], flush=True)
     found["bures"] = {d: against_bures(d, seconds, 0) for d in ((2,) if args.quick else (2, 8, 16))}

@@ -65,7 +65,7 @@ def gaussian(request) -> tuple[GaussianPair, TransportModel]:
 
 
 def test_a_fit_finds_the_bures_map(gaussian):
-    """One explicit step. Shifting the mean alone leaves 45 % of the variance unexplained; the fits leave 0.2 % and 2 %, and 0.7 % in four steps."""
+    """One explicit step. Shifting the mean alone leaves 45 % of the variance unexplained; the fits leave 0.2 % and 2 %."""
     pair, model = gaussian
     x = pair.source(3000, generator=rng(9))
     known = pair.end_mean(x, 0.0)

@@ -108,11 +108,14 @@ def test_explicit_steps_approach_the_bridge_from_above():
 
 @pytest.mark.parametrize("dt", [0.1, 0.5])
 def test_the_proximal_step_ends_in_the_proximal_point(dt):
-    """argmin |y-x|^2/2dt + y.A y/2 + b.y solves (I + dt A) y = x - dt b."""
+    """argmin |y-x|^2/2dt + y.A y/2 + b.y solves (I + dt A) y = x - dt b.
+
+    By the default effort within 4 % of the way; with more of it to half of the digits, which is what an objective knows of its minimiser.
+    """
     A, b = torch.tensor([[2.0, 0.5], [0.5, 0.4]], dtype=DOUBLE), torch.tensor([0.3, -1.0], dtype=DOUBLE)
     x = draw(6, 2)
     known = torch.linalg.solve(torch.eye(2, dtype=DOUBLE) + dt * A, (x - dt * b).T).T
-    for iterations, tolerance in ((100, 1e-12), (None, 0.04)):
+    for iterations, tolerance in ((100, 1e-7), (None, 0.04)):
         options = {} if iterations is None else {"iterations": iterations}
         y = x + dt * proximal(Quadratic(A, b), x, 0.0, dt, **options)
         assert float((y - known).norm()) <= tolerance * float((x - known).norm())

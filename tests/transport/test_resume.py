@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from driftway import store
 from driftway.checks import Diverged, InputError
@@ -219,12 +219,37 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
 
 
 def test_what_a_kill_leaves_behind_is_cleared_away(tmp_path):
-    """Half-written files are swept up when the run goes on, and when it ends: a folder does not grow with every kill."""
+    """Half-written files are swept up when the run goes on: a folder does not grow with every kill. Files of others stay."""
     with pytest.raises(Stop):
         train(tmp_path, at=5)
     (tmp_path / f".{CHECKPOINT}.0123456789abcdef0123456789abcdef.part").write_bytes(b"half")
+    (tmp_path / ".film.mp4.part").write_bytes(b"somebody's download")
     train(tmp_path, resume=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CHECKPOINT, store.CONFIG, store.TENSORS])
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, store.CONFIG, store.TENSORS, ".film.mp4.part"}
+
+
+class Counting(Dataset):
+    """Rows that count how often they are read."""
+
+    def __init__(self):
+        self.read = 0
+
+    def __len__(self):
+        return len(Y)
+
+    def __getitem__(self, i):
+        self.read += 1
+        return Y[i]
+
+
+def test_a_checkpoint_does_not_read_the_data_again(tmp_path):
+    """Its fingerprint is taken once: rows may be slow to load, and checkpoints many."""
+    reads = []
+    for folder, seconds in (("rare", 1000.0), ("often", 0.0)):
+        rows = Counting()
+        train(tmp_path / folder, target=DataLoader(rows, batch_size=20), checkpoint_seconds=seconds, steps=20)
+        reads.append(rows.read)
+    assert reads[1] == reads[0]
 
 
 # --- interrupted --------------------------------------------------------------------------------------------------------
