@@ -38,7 +38,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written."""
-    for partial in folder.glob(".*.part"):
+    for partial in folder.glob(f".*.{'[0-9a-f]' * 32}.part"):
         partial.unlink(missing_ok=True)
 
 

@@ -69,6 +69,8 @@ def test_a_common_scale_keeps_the_shape_of_the_data():
     z = fit_scaler(y, source=None, mode="common").target(y)
     assert float(z.var(0).mean()) == pytest.approx(1)
     torch.testing.assert_close(z.std(0) / z.std(0)[0], y.std(0) / y.std(0)[0])
+    scaler = quiet(with_constants(y), source=None, mode="common")
+    assert float(scaler.target(with_constants(y)).var(0).mean()) == pytest.approx(1), "constant columns do not count"
 
 
 def test_none_changes_nothing():

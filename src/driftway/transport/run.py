@@ -1,6 +1,7 @@
 """The state of a training run: what was asked for, the data in model space, the learner, and how far it is."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,11 @@ class Mapped:
         self.stream.restore(state)
 
     def digest(self) -> str:
-        """A fingerprint of the data."""
+        """A fingerprint of the data, taken once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return self.stream.digest()
 
     def probe(self) -> Tensor:

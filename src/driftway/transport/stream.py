@@ -189,20 +189,12 @@ def open_stream(name: str, data: Data, *, seed: int) -> Stream:
         return Loader(name, data, seed)
     if not callable(data) or isinstance(data, Tensor):
         return Rows(name, checks.samples(name, data), seed)
-    try:
-        parameters = inspect.signature(data).parameters
-    except (TypeError, ValueError):
-        parameters = {}
-    needed = [p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keyword = "generator" in parameters
-    if len(needed) - (keyword and parameters["generator"] in needed) not in (0, 1) and len(needed) != 2:
-        raise InputError(name, expected="a sampler f(n, generator) or f(n)", got=f"a callable with {len(needed)} parameters",
-                         cure="wrap it in a function of n and generator")  # fmt: skip
+    call = _calling(name, data)
 
     def sample(n: int, own: torch.Generator) -> Tensor:
-        if keyword and parameters["generator"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        if call == "keyword":
             rows = data(n, generator=own)
-        elif len(needed) == 2:
+        elif call == "second":
             rows = data(n, own)
         else:
             with torch.random.fork_rng(devices=[]):
@@ -213,6 +205,26 @@ def open_stream(name: str, data: Data, *, seed: int) -> Stream:
         return rows
 
     return Counted(name, sample, seed)
+
+
+def _calling(name: str, sampler: Callable[..., Any]) -> str:
+    """How a sampler takes its generator: by keyword, as its second argument, or not at all."""
+    try:
+        signature = inspect.signature(sampler)
+    except (TypeError, ValueError):
+        return "none"
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for how, arguments, options in (("keyword", (1,), {"generator": 1}), ("second", (1, 1), {}), ("none", (1,), {})):
+        if how == "second" and len(needed) != 2:
+            continue
+        try:
+            signature.bind(*arguments, **options)
+        except TypeError:
+            continue
+        if how != "keyword" or "generator" in signature.parameters:
+            return how
+    raise InputError(name, expected="a sampler f(n, generator) or f(n)", got=f"a callable with {len(needed)} parameters",
+                     cure="wrap it in a function of n and generator")  # fmt: skip
 
 
 def normal_stream(size: int, like: Tensor, *, seed: int) -> Stream:
