@@ -80,12 +80,13 @@ def progress(folder: Path) -> int:
     return store.read_tensors("folder", folder / CHECKPOINT)[0]["index"] if (folder / CHECKPOINT).exists() else -1
 
 
-def harass(family: str, kind: str, folder: Path, kills: int, chance: random.Random) -> list[int]:
-    """Kill the run `kills` times, or until it ends; the steps in the checkpoint after each kill.
+def harass(family: str, kind: str, folder: Path, kills: int, chance: random.Random) -> tuple[list[int], int]:
+    """Kill the run `kills` times, or until it ends: the steps in the checkpoint after each kill, and how many files were half-written.
 
     Three kills in four come within 0.6 s of the first step of that life, one in four while it imports and sets up.
     """
     reached: list[int] = []
+    halves = 0
     while len(reached) < kills:
         process = begin(family, kind, folder)
         assert process.stdout is not None
@@ -102,8 +103,9 @@ def harass(family: str, kind: str, folder: Path, kills: int, chance: random.Rand
             print(f"a process failed by itself ({process.returncode}):\n{errors}")
             raise SystemExit(2)
         reached.append(progress(folder))
+        halves += len(list(folder.glob(".*.part")))  # swept up by the next life
     finish(begin(family, kind, folder))
-    return reached
+    return reached, halves
 
 
 def compare(family: str, kind: str, kills: int, place: Path, chance: random.Random) -> dict[str, Any]:
@@ -113,8 +115,8 @@ def compare(family: str, kind: str, kills: int, place: Path, chance: random.Rand
     known, reached, differing, halves = weights(whole), [], [], 0
     while len(reached) < kills:
         folder = place / f"{family}-{kind}-{len(reached)}"
-        reached += harass(family, kind, folder, kills - len(reached), chance)
-        halves += len(list(folder.glob(".*.part")))
+        more, torn = harass(family, kind, folder, kills - len(reached), chance)
+        reached, halves = reached + more, halves + torn
         found = weights(folder)
         differing += [name for name in known.keys() | found.keys()
                       if name not in known or name not in found or not torch.equal(known[name], found[name])]  # fmt: skip

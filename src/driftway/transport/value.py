@@ -14,7 +14,7 @@ is there because true values have kinks: V_t is |x|^2 / 2(1-t) minus a maximum o
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -74,13 +74,16 @@ class Perceptron(nn.Module):
 
     @property
     def _linear(self) -> list[nn.Linear]:
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return cast("list[nn.Linear]", list(self.layers))
+
+    def _pieces(self, h: Tensor, beta: Tensor) -> Tensor:
+        return linear(h, self.head.weight, self.head.bias) * beta
 
     def _features(self, x: Tensor, t: Tensor | None) -> list[Tensor]:
-        h = GAIN * x if t is None else torch.cat([GAIN * x, t[:, None].to(x)], 1)
+        h = GAIN * x if t is None else torch.cat([GAIN * x, t[:, None]], 1)
         features = []
         for layer in self._linear:
-            h = elu(linear(h, layer.weight, layer.bias))
+            h = elu(linear(h, layer.weight, layer.bias), inplace=True)
             features.append(h)
         return features
 
@@ -93,7 +96,7 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         beta = self.log_beta.exp()
-        return -torch.logsumexp(self.head(self._features(x, t)[-1]) * beta, 1) / beta
+        return -torch.logsumexp(self._pieces(self._features(x, t)[-1], beta), 1) / beta
 
     def gradient(self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n d"]:
         """The gradient in x; without an autograd graph in blocks of rows that stay in the cache."""
@@ -101,7 +104,7 @@ class Perceptron(nn.Module):
             times = [None] * -(-len(x) // ROWS) if t is None else t.split(ROWS)
             return torch.cat([self.gradient(a, b) for a, b in zip(x.split(ROWS), times, strict=True)])
         features = self._features(x, t)
-        return self._gradient(features, self.head(features[-1]) * self.log_beta.exp())
+        return self._gradient(features, self._pieces(features[-1], self.log_beta.exp()))
 
     def value_and_gradient(
         self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"] | None = None
@@ -109,7 +112,7 @@ class Perceptron(nn.Module):
         """The function and its gradient in x, from one pass up and one down."""
         features = self._features(x, t)
         beta = self.log_beta.exp()
-        pieces = self.head(features[-1]) * beta
+        pieces = self._pieces(features[-1], beta)
         return -torch.logsumexp(pieces, 1) / beta, self._gradient(features, pieces)
 
 
