@@ -20,6 +20,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
 ) -> None:
     """Train on handwritten digits (scikit-learn's, 8 x 8) and on two moons; print certificates, write reports."""
+    torch.set_num_threads(1)  # batches this small gain nothing from more, and lose much where cores are shared
     folder, number = output, 1
     while folder.exists():
         number += 1

@@ -49,8 +49,11 @@ def fit(
     candidates: Annotated[int, typer.Option(help="network: target rows per step")] = DEFAULT.candidates,
     lr: Annotated[float, typer.Option(help="network: step size")] = DEFAULT.lr,
     components: Annotated[int, typer.Option(help="mixture: components")] = DEFAULT.components,
+    threads: Annotated[int | None, typer.Option(help="of PyTorch; 1 is fastest for small batches on shared cores")] = None,
 ) -> None:
     """Train a transport, write the model and a report with pictures."""
+    if threads is not None:
+        torch.set_num_threads(checks.count("threads", threads))
     table, (x, y) = _read_both(source, target)
     settings = replace(DEFAULT, width=width, depth=depth, batch=batch, candidates=candidates, lr=lr, components=components)
     with progress(steps, max_seconds) as on_step:
