@@ -43,18 +43,18 @@ def load_run(folder: Path, source: Data | None, target: Data) -> Run:
     config, tensors = store.read_tensors("resume", folder / CHECKPOINT)
     require(config.get("kind") == KIND, "resume", expected="a transport run", got=config.get("kind"), cure="name another folder")
     try:
-        settings = config["plan"]["settings"]
+        settings, was_given = config["plan"]["settings"], config["given"]
         if set(settings) != set(asdict(Settings())):
             raise TypeError(f"settings {', '.join(sorted(set(settings) ^ set(asdict(Settings()))))}")
         plan = Plan(**{**config["plan"], "problem": Problem(**config["plan"]["problem"]), "settings": Settings(**settings)})
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise InputError("resume", expected="a run of this release", got=f"one of another ({error})",
                          cure="continue it with the release that began it") from None  # fmt: skip
     scaler = Scaler.of(tensors, config["scaler"])
     require(scaler.noise == (source is None), "source", expected="none, as in the run" if scaler.noise else "the run's source data",
             got="data" if source is not None else "none", cure="pass what the run was begun with")  # fmt: skip
     held = (tensors["held.source"], tensors["held.target"])
-    given = (None if scaler.noise else held[0], held[1]) if config["given"] else None
+    given = (None if scaler.noise else held[0], held[1]) if was_given else None
     run = start_run(plan, source, target, given, scaler=scaler, eps=tuple(config["eps"]), family=config["family"])
     for name, stream, digest in zip(("source", "target"), (run.source, run.target), config["digests"], strict=True):
         require(stream.digest() == digest, name, expected=f"the data that the run in {folder} was begun with",

@@ -105,8 +105,8 @@ def fit(source: Data | None, target: Data, *, problem: Problem | None = None, fa
     max_seconds = None if max_seconds is None else checks.real("max_seconds", max_seconds, least=0, strict=True)
     gap = None if gap is None else checks.real("gap", gap, least=0, strict=True)
     checkpoint_seconds = checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
-    plan = Plan(problem=problem or Problem(), settings=settings or Settings(), seed=seed, family=family, standardize=standardize,
-                holdout=holdout, certify_every=certify_every)  # fmt: skip
+    plan = Plan(problem=Problem() if problem is None else problem, settings=Settings() if settings is None else settings, seed=seed,
+                family=family, standardize=standardize, holdout=holdout, certify_every=certify_every)  # fmt: skip
     folder = next((Path(place) for place in (out, resume) if place is not None), None)
     if folder is not None and (resume is None or folder.resolve() != Path(resume).resolve()):
         taken = [name for name in (CHECKPOINT, store.CONFIG, store.TENSORS) if (folder / name).exists()]

@@ -16,6 +16,7 @@ a likelihood: no candidates, no bridge, no batch bias. S_k = L_k L_k^T with L_k 
 """
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -126,7 +127,9 @@ def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
     K, eye = min(K, len(x)), torch.eye(d).to(x)
     spread = x.var(0).mean().clamp_min(1e-12), y.var(0).mean().clamp_min(1e-12)
     pairs = torch.cat([x / spread[0].sqrt(), y / spread[1].sqrt()], 1)
-    _, label = kmeans2(pairs.cpu().numpy(), K, minit="points", rng=np.random.default_rng(seed), missing="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an empty cluster: its component starts on a pair of its own below
+        _, label = kmeans2(pairs.cpu().numpy(), K, minit="points", rng=np.random.default_rng(seed), missing="warn")
     cell = torch.as_tensor(label, device=x.device).long()
     for k, rows in enumerate([torch.nonzero(cell == j)[:, 0] for j in range(K)]):
         if len(rows) == 0:

@@ -36,6 +36,9 @@ class Plan:
     certify_every: int
 
     def __post_init__(self) -> None:
+        for name, kind in (("problem", Problem), ("settings", Settings)):
+            require(isinstance(getattr(self, name), kind), name, expected=f"a {kind.__name__}", got=repr(getattr(self, name)),
+                    cure=f"pass {name}={kind.__name__}(...)")  # fmt: skip
         checks.count("seed", self.seed, least=0)
         checks.choice("family", self.family, ("auto", "mixture", "network"))
         checks.choice("standardize", self.standardize, MODES)
