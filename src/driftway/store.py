@@ -56,7 +56,7 @@ def read_tensors(argument: str, path: Path) -> tuple[Config, dict[str, Tensor]]:
         InputError: if the file is missing, damaged, not ours, or of an unknown version.
     """
     require(path.is_file(), argument, expected=f"a file {path.name} in {path.parent}", got="none",
-            cure="name a folder that a finished save wrote")  # fmt: skip
+            cure="name a folder that a finished save wrote, or begin anew without resuming")  # fmt: skip
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
