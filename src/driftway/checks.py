@@ -116,5 +116,6 @@ class Diverged(ArithmeticError):
     """Training met a loss that is not finite and stopped."""
 
     def __init__(self, step: int, losses: str, kept: str) -> None:
+        self.step, self.losses = step, losses
         super().__init__(f"step {step}: expected finite losses, got {losses}; {kept}; lower the step size (lr), raise the entropy "
                          "(eps_end), or look for extreme rows in the data")  # fmt: skip

@@ -117,8 +117,7 @@ def evaluate(
 ) -> None:
     """Quality against steps, with the same-law floor and the certificate, on held-out rows."""
     model = TransportModel.load(run)
-    table, (x, y) = _read_both(source, target, dtype=model.scaler.shift.dtype)
-    del table
+    _, (x, y) = _read_both(source, target, dtype=model.scaler.shift.dtype)
     checks.require(model.scaler.noise == (x is None), "source", expected="none, as the run's source is the standard normal"
                    if model.scaler.noise else "held-out source rows", got="none" if x is None else "a file",
                    cure="give what the run was trained with")  # fmt: skip

@@ -138,7 +138,7 @@ def _train(run: Run, steps: int | None, max_seconds: float | None, gap: float | 
             record = next(records)
         except Diverged as error:
             kept = f"the last good checkpoint is in {folder}" if folder else "pass out= to keep checkpoints"
-            raise Diverged(run.index + 1, str(error).split("got ")[1].split(";")[0], kept) from None
+            raise Diverged(error.step, error.losses, kept) from None
         if on_step:
             on_step(record)
         if interrupted():

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -177,7 +176,6 @@ def certificate(model: TransportModel, x: Float[Tensor, "n *event"], y: Float[Te
         InputError: if x or y is unusable.
     """
     x, y = model._rows("x", x), model._rows("y", y)
-    require(prod(y.shape[:1]) > 0, "y", expected="rows", got="none", cure="pass samples")
     states = torch.cat([states[-1] for _, states in model._batches(x, steps, rule, 0, 2**24, False)])
     model_y = model.scaler.target(y)
     with torch.no_grad():

@@ -108,6 +108,4 @@ def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *e
     elif mode == "common":
         both = y if source is None else torch.cat([y, source.flatten(1)])
         shift, scale = both.mean(0), y[:, ~constant].var(0).mean().sqrt().expand_as(scale).clone()
-    if mode == "none" and source is None:
-        scale, shift = torch.where(constant, 1.0, scale).to(y), shift
     return Scaler(tuple(target.shape[1:]), source is None, torch.where(constant, y[0], shift), scale, constant)
