@@ -6,6 +6,8 @@ A check returns its argument in the form the code below it works with, or raises
 import math
 import operator
 from collections.abc import Collection
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,10 @@ class InputError(ValueError):
 
     def __init__(self, argument: str, *, expected: str, got: str, cure: str) -> None:
         super().__init__(f"{argument}: expected {expected}, got {got}; {cure}")
-        self.argument = argument
+        self.argument, self.parts = argument, {"expected": expected, "got": got, "cure": cure}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # keywords do not travel between processes by themselves
+        return partial(type(self), **self.parts), (self.argument,)
 
 
 def require(condition: bool, argument: str, *, expected: str, got: object, cure: str) -> None:
@@ -116,6 +121,9 @@ class Diverged(ArithmeticError):
     """Training met a loss that is not finite and stopped."""
 
     def __init__(self, step: int, losses: str, kept: str) -> None:
-        self.step, self.losses = step, losses
+        self.step, self.losses, self.kept = step, losses, kept
         super().__init__(f"step {step}: expected finite losses, got {losses}; {kept}; lower the step size (lr), raise the entropy "
                          "(eps_end), or look for extreme rows in the data")  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.losses, self.kept)

@@ -171,7 +171,7 @@ def test_the_value_is_a_soft_minimum_of_its_pieces():
     """It lies below the least piece, by at most log(K)/beta: so it has kinks where pieces cross."""
     value = network((2,), heads=9, depth=2).double().requires_grad_(False)
     x, t = states(value, n=200)
-    pieces = -value.V.head(value.V._features(x, t)[-1])
+    pieces = -value.V.head(value.V._features(x, t, None)[-1])
     below, beta = pieces.amin(1) - value.value(x, t), float(value.V.log_beta.exp())
     assert (below >= -1e-12).all()
     assert (below <= math.log(9) / beta + 1e-12).all()

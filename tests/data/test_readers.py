@@ -7,15 +7,16 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from driftway.checks import InputError
-from driftway.data import Table, read_table
+from driftway.data import Labelled, Table, read_labelled, read_table
 
 
 def fault(path, **options):
     """The one line that reading the file ends in."""
     with pytest.raises(InputError) as caught:
-        read_table("--data", path, **options)
+        (read_labelled if "labels" in options else read_table)("--data", path, **options)
     text = str(caught.value)
     assert text.startswith("--data: expected ")
     assert "\n" not in text
@@ -265,3 +266,136 @@ def test_damage_is_an_error_or_harmless(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.parquet"])
 def test_a_file_cut_short(tmp_path, name, text):
     assert "expected a whole" in fault(text(b"\x93NUMPY nothing more", name))
+
+
+def read(path, labels="kind", **options):
+    """Values, and the labels by name."""
+    found = read_labelled("--data", path, labels=labels, **options)
+    assert isinstance(found, Labelled)
+    assert found.labels.dtype == np.int64
+    assert set(found.labels.tolist()) == set(range(len(found.classes)))
+    return found, [found.classes[i] for i in found.labels]
+
+
+LABELS = [
+    (["oak", "ash", "oak"], ["oak", "ash", "oak"], ("ash", "oak")),
+    (["10", "9", "9.0"], ["10", "9", "9"], ("9", "10")),
+    (["10", "9", "b"], ["10", "9", "b"], ("10", "9", "b")),
+    (["-1", "+3", "03"], ["-1", "3", "3"], ("-1", "3")),
+    (["True", "False", "True"], ["True", "False", "True"], ("False", "True")),
+    ([" oak ", "none", "1_0"], ["oak", "none", "1_0"], ("1_0", "none", "oak")),
+    ([f"{2**53 + 1}", f"{2**53}", "0"], [f"{2**53 + 1}", f"{2**53}", "0"], ("0", f"{2**53}", f"{2**53 + 1}")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cells", "names", "classes"), LABELS)
+def test_text_labels(text, tmp_path, arrays, cells, names, classes):
+    csv_file = text("a,kind,b\n" + "".join(f"{i},{cell},{-i}\n" for i, cell in enumerate(cells)))
+    numbers = {"a": [0.0, 1.0, 2.0], "b": [0.0, -1.0, -2.0]}
+    values = np.column_stack(list(numbers.values()))
+    for path in (csv_file, frame(tmp_path, **numbers, kind=cells), arrays(x=values, kind=np.array(cells))):
+        found, labels = read(path)
+        assert (labels, found.classes) == (names, classes)
+        np.testing.assert_array_equal(found.table.values, values)
+        assert found.table.names == (("x0", "x1") if path.suffix == ".npz" else ("a", "b"))
+        assert found.table.path == path
+
+
+@pytest.mark.parametrize(("labels", "classes"), [
+    (np.array([10, 9, 10], "uint8"), ("9", "10")), (np.array([2**63 + 1, 2**63, 0], "uint64"), ("0", str(2**63), str(2**63 + 1))),
+    (np.array([True, False, True]), ("False", "True")), (np.array([2.0, -1.0, 2.0], "float32"), ("-1", "2")),
+])  # fmt: skip
+def test_labels_of_other_types(tmp_path, arrays, labels, classes):
+    for path in (frame(tmp_path, a=[1.0, 2.0, 3.0], kind=labels), arrays(x=np.eye(3), kind=labels)):
+        found, names = read(path)
+        assert found.classes == classes
+        assert names == [str(x) if labels.dtype.kind == "b" else str(int(x)) for x in labels]
+
+
+def test_labels_of_types_that_only_parquet_has(tmp_path):
+    for labels in (pd.Categorical(["b", "a"]), pd.array([3, 2], "Int64"), pd.array([True, False], "boolean")):
+        found, names = read(frame(tmp_path, a=[1.0, 2.0], kind=labels))
+        assert names == [str(x) for x in labels]
+        assert found.table.values.tolist() == [[1], [2]]
+
+
+def test_labels_beside_chosen_columns(text):
+    path = text("id,a,kind,b\nk,1,oak,2\nl,3,ash,4\n")
+    found, labels = read(path, columns=["b", "a"])
+    assert found.table.names == ("b", "a")
+    assert found.table.values.tolist() == [[2, 1], [4, 3]]
+    assert labels == ["oak", "ash"]
+    assert "expected columns beside the labels, got column 'kind' as data" in fault(path, labels="kind", columns=["a", "kind"])
+
+
+def test_labels_in_a_file_without_a_header(text):
+    found, labels = read(text("1,0,3\n4,1,6\n"), "x1")
+    assert found.table.names == ("x0", "x2")
+    assert labels == ["0", "1"]
+
+
+def test_labels_of_one_array_of_several(arrays):
+    path = arrays(train=np.ones((3, 2, 2)), test=np.zeros((2, 2, 2)), kind=np.array([1, 0, 1]))
+    found, labels = read(f"{path}:train")
+    assert found.table.values.shape == (3, 2, 2)
+    assert labels == ["1", "0", "1"]
+    assert "one array beside the labels 'kind', got 2 (train, test)" in fault(path, labels="kind")
+    assert "expected one label per row, shape (2,), got shape (3,) of 'kind'" in fault(f"{path}:test", labels="kind")
+    assert "a key among train, test, kind, got no array 'sort'" in fault(path, labels="sort")
+    assert "got 1 (kind)" in fault(f"{path}:kind", labels="kind")
+    assert "one label per row, shape (3,), got shape (3, 1)" in fault(arrays(x=np.eye(3), kind=np.ones((3, 1))), labels="kind")
+    pickled = arrays(x=np.eye(2), kind=np.array([Trap(), Trap()], dtype=object))
+    assert "got pickled objects" in fault(pickled, labels="kind")
+    assert "text labels to dtype=str" in fault(pickled, labels="kind")
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("a,kind\n1,oak\n\n2,\n3,nan\n4,Null\n", "expected a label in every row, got none at row 4 (3 such rows)"),
+    ("a,kind\n1,1\n2,2.5\n", "expected labels of text, whole numbers or booleans, got 2.5 at row 3"),
+    ("a,kind\n1,1\n2,inf\n", "got inf at row 3"),
+    ("a,b\n1,2\n3,4\n", "expected columns among a, b, got no column 'kind'"),
+    ("a,kind,kind\n1,2,3\n3,4,5\n", "column 'kind' twice"),
+    ("kind\noak\nash\n", "no column"),
+    ("a,kind\n1,oak\n2\n", "expected 2 cells in every row, got 1 at row 3"),
+    ("a,kind,b\n1,oak,2\n3,ash,elm\n", "got 'elm' at row 3, column 'b'"),
+    ("a,kind\n1,oak\n\nnan,ash\n", "got nan at row 4, column 'a' (1 such cells)"),
+    ("a,kind\n1,oak\n", "one row"),
+    ("a,kind\n" + "".join(f"1,{i}\n" for i in range(1001)), "expected at most 1000 different labels, got 1001 of 'kind'"),
+])  # fmt: skip
+def test_label_faults(text, content, said):
+    assert said in fault(text(content), labels="kind")
+
+
+def test_a_thousand_classes_are_not_too_many(text):
+    assert read(text("a,kind\n" + "".join(f"1,{i}\n" for i in range(1000))))[0].labels.tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize(("labels", "said"), [
+    (["oak", None], "got none at row 2 (1 such rows)"),
+    (pd.array([None, 3], "Int64"), "got none at row 1"),
+    ([np.nan, 3.0], "got none at row 1"),
+    ([0.5, 3.0], "got 0.5 at row 1"),
+    (pd.to_datetime(["2020-01-01", "2020-01-02"]), "got Timestamp at row 1"),
+    ([[1.0], [2.0]], "got ndarray at row 1"),
+])  # fmt: skip
+def test_parquet_label_faults(tmp_path, labels, said):
+    assert said in fault(frame(tmp_path, a=[1.0, 2.0], kind=labels), labels="kind")
+
+
+def test_an_npy_has_no_place_for_labels(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(3))
+    assert "put data and labels into one .npz file" in fault(tmp_path / "a.npy", labels="x0")
+
+
+def test_a_folder_of_images_is_labelled_by_its_sub_folders(tmp_path):
+    for name in ("10/a.png", "9/b.png", "10/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (3, 2), 51).save(tmp_path / name)
+    found, labels = read(tmp_path, "folder")
+    assert found.classes == ("9", "10")
+    assert labels == ["10", "10", "9"]
+    np.testing.assert_allclose(found.table.values, np.full((3, 2, 3), 0.2), rtol=1e-6)
+    assert "got no sub-folders" in fault(tmp_path / "10", labels="folder")
+    for options in ({"labels": "kind"}, {"labels": "folder", "columns": ["x0"]}):
+        with pytest.raises(InputError, match=r"^labels: expected 'folder' for a folder of images"):
+            read_labelled("--data", tmp_path, **options)

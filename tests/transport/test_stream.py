@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from driftway.checks import InputError
 from driftway.data import moons
-from driftway.transport.stream import Loader, Rows, generator, normal_stream, open_stream, split_rows
+from driftway.transport.intake import normal_stream, open_stream
+from driftway.transport.stream import Batch, Loader, Rows, generator, split_rows
 from tests.transport.recipes import draw
 
 N = 50
@@ -68,7 +69,7 @@ def test_a_stream_continues_from_its_state(kind, n):
     stream = opened(kind)
     states, batches = [stream.state()], []
     for _ in range(3 * N // min(n, N) + 2):
-        batches.append(stream.draw(n))
+        batches.append(stream.draw(n).x)
         states.append(stream.state())
     for k in range(0, len(batches), max(1, len(batches) // 6)):
         again = opened(kind)
@@ -76,7 +77,7 @@ def test_a_stream_continues_from_its_state(kind, n):
         assert all(isinstance(part, int) for part in states[k])
         again.restore(states[k])
         for batch, state in zip(batches[k : k + 4], states[k + 1 : k + 5], strict=True):
-            assert torch.equal(again.draw(n), batch)
+            assert torch.equal(again.draw(n).x, batch)
             assert again.state() == state
             if len(batches) - k < 4:
                 break
@@ -85,11 +86,11 @@ def test_a_stream_continues_from_its_state(kind, n):
 @every_kind
 def test_streams_differ_by_seed_and_by_name_alone(kind):
     first, again, other = opened(kind), opened(kind), opened(kind, seed=1)
-    batch = first.draw(20)
-    assert torch.equal(again.draw(20), batch)
+    batch = first.draw(20).x
+    assert torch.equal(again.draw(20).x, batch)
     if kind != "loader-in-order":
-        assert not torch.equal(other.draw(20), batch)
-        assert not torch.equal(open_stream("source", KINDS[kind](), seed=0).draw(20), batch)
+        assert not torch.equal(other.draw(20).x, batch)
+        assert not torch.equal(open_stream("source", KINDS[kind](), seed=0).draw(20).x, batch)
 
 
 @every_kind
@@ -113,18 +114,18 @@ def test_batches_do_not_depend_on_the_global_stream(kind):
     first, second = opened(kind), opened(kind)
     for i in range(8):
         torch.manual_seed(i)
-        a = first.draw(16)
+        a = first.draw(16).x
         torch.manual_seed(1000 + i)
-        assert torch.equal(a, second.draw(16))
+        assert torch.equal(a, second.draw(16).x)
 
 
 @every_kind
 def test_a_probe_and_a_digest_move_nothing_and_stay_the_same(kind):
     stream, undisturbed = opened(kind), opened(kind)
-    probe, digest = stream.probe(), stream.digest()
+    probe, digest = stream.probe().x, stream.digest()
     for _ in range(6):
-        assert torch.equal(stream.draw(16), undisturbed.draw(16))
-        assert torch.equal(stream.probe(), probe)
+        assert torch.equal(stream.draw(16).x, undisturbed.draw(16).x)
+        assert torch.equal(stream.probe().x, probe)
         assert stream.digest() == digest
 
 
@@ -138,7 +139,7 @@ def values(batches):
 def test_epochs_of_an_array_cover_every_row_once(kind, n):
     stream, orders = opened(kind), []
     for _ in range(3):
-        rows = values([stream.draw(n) for _ in range(max(1, N // n))])
+        rows = values([stream.draw(n).x for _ in range(max(1, N // n))])
         assert sorted(rows) == list(range(N))
         orders.append(rows)
     assert orders[0] != orders[1] != orders[2], "each epoch in its own order"
@@ -149,7 +150,7 @@ def test_what_is_left_of_an_array_is_skipped(kind):
     """No row twice in an epoch, and over the epochs every row is met."""
     stream, met = opened(kind), set()
     for _ in range(12):
-        rows = values([stream.draw(16) for _ in range(3)])
+        rows = values([stream.draw(16).x for _ in range(3)])
         assert len(set(rows)) == 48
         met |= set(rows)
     assert met == set(range(N))
@@ -162,7 +163,7 @@ def test_epochs_of_a_loader_hold_no_row_twice(kind, n):
     stream, met = opened(kind), set()
     length = 48 if kind == "loader-last-dropped" else N
     for epoch in range(3):
-        rows = values([stream.draw(n) for _ in range(max(1, length // n))])
+        rows = values([stream.draw(n).x for _ in range(max(1, length // n))])
         assert stream.state()[0] == epoch
         assert len(rows) == len(set(rows)) == (length // n * n or length)
         met |= set(rows)
@@ -173,27 +174,27 @@ def test_epochs_of_a_loader_hold_no_row_twice(kind, n):
 def test_a_loader_smaller_than_the_batch_gives_all_it_has():
     stream = opened("loader-tuples")
     for _ in range(3):
-        assert sorted(values([stream.draw(80)])) == list(range(N))
+        assert sorted(values([stream.draw(80).x])) == list(range(N))
 
 
 @pytest.mark.parametrize("kind", ["loader-tuples", "loader-own-generator", "loader-rows"])
 def test_a_loader_keeps_its_shuffle(kind):
     stream = opened(kind)
-    first, second = (values([stream.draw(N)]) for _ in range(2))
+    first, second = (values([stream.draw(N).x]) for _ in range(2))
     assert first != sorted(first)
     assert first != second
 
 
 def test_a_loader_without_shuffle_keeps_its_order():
     stream = opened("loader-in-order")
-    assert values([stream.draw(16) for _ in range(3)]) == list(range(48))
+    assert values([stream.draw(16).x for _ in range(3)]) == list(range(48))
 
 
 @pytest.mark.slow
 def test_a_loader_with_workers_gives_the_same_batches():
     alone, helped = opened("loader-tuples"), open_stream("target", named(num_workers=1), seed=0)
     for _ in range(5):
-        assert torch.equal(alone.draw(16), helped.draw(16))
+        assert torch.equal(alone.draw(16).x, helped.draw(16).x)
 
 
 def test_the_generator_of_a_loader_is_not_written_to():
@@ -207,16 +208,16 @@ def test_two_streams_may_share_a_loader():
     """As when one data set is moved to itself: neither disturbs the other."""
     loader = named(own=True)
     source, target = open_stream("source", loader, seed=0), open_stream("target", loader, seed=0)
-    first = [(source.draw(16), target.draw(16)) for _ in range(8)]
+    first = [(source.draw(16).x, target.draw(16).x) for _ in range(8)]
     state = source.state(), target.state()
-    follow = [(source.draw(16), target.draw(16)) for _ in range(4)]
+    follow = [(source.draw(16).x, target.draw(16).x) for _ in range(4)]
     assert not torch.equal(*first[0])
     source, target = open_stream("source", named(own=True), seed=0), open_stream("target", named(own=True), seed=0)
     source.restore(state[0])
     target.restore(state[1])
     for a, b in follow:
-        assert torch.equal(source.draw(16), a)
-        assert torch.equal(target.draw(16), b)
+        assert torch.equal(source.draw(16).x, a)
+        assert torch.equal(target.draw(16).x, b)
 
 
 # --- samplers -----------------------------------------------------------------------------------------------------------
@@ -227,31 +228,31 @@ def test_samplers_of_one_and_of_two_parameters_draw_alike():
     two = open_stream("target", lambda n, own: torch.randn(n, 3, generator=own), seed=4)
     one = open_stream("target", lambda n: torch.randn(n, 3), seed=4)
     for _ in range(3):
-        assert torch.equal(one.draw(10), two.draw(10))
+        assert torch.equal(one.draw(10).x, two.draw(10).x)
 
 
 def test_batches_of_a_sampler_are_independent():
     stream = opened("sampler")
-    a, b = stream.draw(4000), stream.draw(4000)
+    a, b = stream.draw(4000).x, stream.draw(4000).x
     assert abs(float((a * b).mean())) * 8000**0.5 < 5
 
 
 def test_a_law_of_this_library_is_a_sampler():
     """Its generator is a keyword."""
     stream = open_stream("target", moons.sample, seed=0)
-    batch = stream.draw(20)
+    batch = stream.draw(20).x
     assert batch.shape == (20, 2)
-    assert torch.equal(open_stream("target", moons.sample, seed=0).draw(20), batch)
+    assert torch.equal(open_stream("target", moons.sample, seed=0).draw(20).x, batch)
 
 
 def test_an_option_of_a_sampler_is_not_taken_for_its_generator():
     stream = open_stream("target", lambda n, scale=2.0: scale * torch.ones(n, 2), seed=0)
-    assert torch.equal(stream.draw(3), torch.full((3, 2), 2.0))
+    assert torch.equal(stream.draw(3).x, torch.full((3, 2), 2.0))
 
 
 def test_a_sampler_of_whole_numbers_and_of_arrays():
     stream = open_stream("target", lambda n: np.arange(2 * n).reshape(n, 2), seed=0)
-    assert torch.equal(stream.draw(2), torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    assert torch.equal(stream.draw(2).x, torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
 
 
 # --- the standard normal, generators and held-out rows ------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_a_sampler_of_whole_numbers_and_of_arrays():
 def test_the_standard_normal_takes_the_type_of_the_data():
     """And of one seed the same numbers, rounded."""
     single, double = (normal_stream(3, torch.zeros((), dtype=kind), seed=1) for kind in (torch.float32, torch.float64))
-    a, b = single.draw(1000), double.draw(1000)
+    a, b = single.draw(1000).x, double.draw(1000).x
     assert (a.dtype, b.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-6)
     assert abs(float(a.mean())) < 5 / 3000**0.5
@@ -345,6 +346,6 @@ def test_data_that_is_none_of_these():
 
 
 def test_rows_are_shuffled_not_changed():
-    stream = Rows("target", TABLE, 0)
-    stream.draw(20).zero_()
+    stream = Rows("target", Batch(TABLE), 0)
+    stream.draw(20).x.zero_()
     assert float(TABLE.abs().sum()) > 0

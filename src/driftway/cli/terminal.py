@@ -22,11 +22,11 @@ def fail(message: str, code: int) -> int:
 
 
 @contextmanager
-def progress(steps: int | None, max_seconds: float | None) -> Iterator[Callable[[Step], None]]:
+def progress(steps: int | None, max_seconds: float | None, *, shown: bool = True) -> Iterator[Callable[[Step], None]]:
     """A live bar with loss, gap and time left; yields what is to be called with every step."""
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
-    with Progress(*columns, console=err, transient=False, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=False, disable=not (shown and err.is_terminal)) as bar:
         task = bar.add_task("training", total=1.0 if steps or max_seconds else None, shown="")
         last, gap = 0.0, ""
 

@@ -1,17 +1,22 @@
 """Data that carries its answer, and data from files."""
 
 from driftway.data.digits import digits
+from driftway.data.images import ImageSet, read_images
 from driftway.data.laws import PAIRS, Law, eight_gaussians, moons, s_curve, standard_normal
-from driftway.data.readers import Table, read_table
+from driftway.data.readers import Labelled, Table, read_labelled, read_table
 from driftway.data.writers import writable, write_table
 
 __all__ = [
     "PAIRS",
+    "ImageSet",
+    "Labelled",
     "Law",
     "Table",
     "digits",
     "eight_gaussians",
     "moons",
+    "read_images",
+    "read_labelled",
     "read_table",
     "s_curve",
     "standard_normal",

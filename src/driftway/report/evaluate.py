@@ -114,13 +114,15 @@ class Evaluation:
 
 
 def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Float[Tensor, "m *event"], *,
-             steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000, seed: int = 0) -> Evaluation:  # fmt: skip
+             labels: Sequence[int | str] | None = None, steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000,
+             seed: int = 0) -> Evaluation:  # fmt: skip
     """Measure a model on held-out rows.
 
     Args:
         model: what is measured.
         x: held-out source rows, or None to draw standard normal ones.
         y: held-out target rows, at least 2.
+        labels: labels of y. Samples take the same labels, so their law is that of y; without them it is the whole law.
         steps: numbers of policy steps to try.
         limit: the most rows of a side that are used; exact transport costs about limit^2 memory and limit^3 time.
         seed: of everything random; the same arguments give the same numbers.
@@ -130,8 +132,12 @@ def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Floa
     """
     counts = [checks.count("steps", count) for count in steps]
     require(len(counts) > 0, "steps", expected="one number of steps or more", got="none", cure="pass steps=(1, 4)")
+    order = _order(len(y), seed, "target").tolist()
+    require(labels is None or len(labels) == len(y), "labels", expected=f"{len(y)} labels, one per row of y",
+            got=len(labels or ()), cure="give one label per row")  # fmt: skip
     x, y = held_rows(model, x, y, limit=limit, seed=seed)
     n = len(x)
+    label = None if labels is None else [labels[i] for i in order[:n]]
     few = min(n, len(y) // 2)
     splits = [(_shuffled(y[: 2 * few], seed, split), _order(n, seed, split)[:few].to(y.device)) for split in range(SPLITS)]
     floors = tuple(w2(rows[few:], rows[:few]) for rows, _ in splits)
@@ -140,7 +146,7 @@ def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Floa
     same = squared <= 1e-12 * float(y.double().flatten(1).var(0).sum())
     qualities = []
     for count in counts:
-        path = model.path(x, steps=count, seed=seed)
+        path = model.path(x, steps=count, label=label, seed=seed)
         end = path.states[-1]
         near = fmean(w2(end[chosen], rows[:few]) for rows, chosen in splits)
         far = near if few == n else w2(end, y)

@@ -3,9 +3,13 @@
 Source: P. Moreno-Muñoz, A. Müller, G. Neu, Generative Modeling by Value-Driven Transport (2026), arXiv 2605.22507.
 """
 
-from driftway.transport.checkpoint import held_rows
+from driftway.transport.checkpoint import held_labels, held_rows
+from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate
 from driftway.transport.fit import Interrupted, Step, fit, iterate
+from driftway.transport.guidance import Guidance, Moment
+from driftway.transport.image import ImageValue
+from driftway.transport.inner import VectorValue
 from driftway.transport.learner import Settings
 from driftway.transport.metrics import Path, exact_coupling, normalised_path_energy, path_energy, straightness, w2
 from driftway.transport.mixture import MixtureValue
@@ -17,7 +21,9 @@ from driftway.transport.stream import split_rows
 from driftway.transport.value import NetworkValue, Value
 
 __all__ = [
-    "Certificate", "Interrupted", "MixtureValue", "NetworkValue", "Path", "Problem", "Settings", "Step", "TransportModel", "Value",
-    "certificate", "exact_coupling", "explicit", "fit", "held_rows", "iterate", "normalised_path_energy", "path_energy", "proximal",
+    "Certificate", "Conditions", "Guidance", "ImageValue", "Interrupted", "MixtureValue", "Moment", "NetworkValue", "Path", "Problem",
+    "Settings", "Step", "TransportModel", "Value", "VectorValue",
+    "certificate", "exact_coupling", "explicit", "fit", "held_labels", "held_rows", "iterate",
+    "normalised_path_energy", "path_energy", "proximal",
     "solve_assignment_program", "solve_program", "split_rows", "straightness", "w2",
 ]  # fmt: skip

@@ -36,16 +36,22 @@ def interpolate(
 
 
 def backup(x_t: Float[Tensor, "n d"], t: Float[Tensor, " n"], y: Float[Tensor, "m d"], g: Float[Tensor, " m"],
-           *, eps: float) -> Backup:  # fmt: skip
-    """The value and the action at x_t by one soft backup over candidates y with prices g (module docstring)."""
+           *, eps: float, log_weights: Float[Tensor, "n m"] | None = None) -> Backup:  # fmt: skip
+    """The value and the action at x_t by one soft backup over candidates y with prices g (module docstring).
+
+    `log_weights` say which candidates a state may take (`Pairing`); the mean is over those.
+    """
     left = (1 - t).clamp_min(1e-6)[:, None]
     rows = torch.cat([x_t, -torch.ones_like(left)], 1) / (eps * left)
     columns = torch.cat([y, y.square().sum(1, keepdim=True) / 2], 1)
     logits = torch.addmm(-g / eps, rows, columns.T)
+    count = math.log(len(y))
+    if log_weights is not None:
+        logits, count = logits + log_weights, log_weights.exp().sum(1).log()
     largest = logits.max(1, keepdim=True).values
     weights = (logits - largest).clamp_(min=-60).exp_()
     total = weights.sum(1, keepdim=True)
-    level = x_t.square().sum(1) / (2 * left[:, 0]) - eps * (largest + total.log() - math.log(len(y)))[:, 0]
+    level = x_t.square().sum(1) / (2 * left[:, 0]) - eps * ((largest + total.log())[:, 0] - count)
     return Backup(level=level, action=((weights @ y) / total - x_t) / left)
 
 

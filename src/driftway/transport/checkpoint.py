@@ -7,11 +7,14 @@ import torch
 
 from driftway import store
 from driftway.checks import InputError, require
+from driftway.transport.condition import Conditions
+from driftway.transport.intake import Data, Labels
 from driftway.transport.learner import Settings
+from driftway.transport.parallel import Group
 from driftway.transport.problem import Problem
-from driftway.transport.run import Plan, Run, start_run
+from driftway.transport.run import ALONE, Plan, Run, start_run
 from driftway.transport.scaler import Scaler
-from driftway.transport.stream import Data
+from driftway.transport.stream import Batch
 
 CHECKPOINT = "checkpoint.safetensors"
 KIND = "driftway.transport.run"
@@ -24,17 +27,20 @@ def save_run(folder: Path, run: Run) -> None:
     tensors |= {f"average.{n}": z for n, z in learner.average.state_dict().items()}
     for i, moments in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": z for name, z in moments.items()}
-    tensors |= {**run.scaler.tensors(), "held.source": run.held[0], "held.target": run.held[1]}
+    tensors |= {**run.scaler.tensors(), "held.source": run.held[0], "held.target": run.held[1].x}
+    tensors |= {} if run.held[1].c is None else {"held.labels": run.held[1].c}
     plan = {**asdict(run.plan), "problem": asdict(run.plan.problem), "settings": asdict(run.plan.settings)}
     config = {
         "kind": KIND, "plan": plan, "family": run.family, "scaler": {"event": list(run.scaler.event), "noise": run.scaler.noise},
-        "eps": run.eps, "given": run.given, "index": run.index, "seconds": run.seconds, "history": run.history,
+        "conditions": asdict(run.conditions), "eps": run.eps, "given": run.given,
+        "index": run.index, "seconds": run.seconds, "history": run.history,
         "streams": [run.source.state(), run.target.state()], "digests": [run.source.digest(), run.target.digest()],
     }  # fmt: skip
     store.write_tensors(folder / CHECKPOINT, tensors, config)
 
 
-def load_run(folder: Path, source: Data | None, target: Data) -> Run:
+def load_run(folder: Path, source: Data | None, target: Data, *, labels: Labels = None, source_labels: Labels = None,
+             group: Group = ALONE) -> Run:  # fmt: skip
     """The run that a checkpoint holds, on the data it was begun with.
 
     Raises:
@@ -53,9 +59,13 @@ def load_run(folder: Path, source: Data | None, target: Data) -> Run:
     scaler = Scaler.of(tensors, config["scaler"])
     require(scaler.noise == (source is None), "source", expected="none, as in the run" if scaler.noise else "the run's source data",
             got="data" if source is not None else "none", cure="pass what the run was begun with")  # fmt: skip
-    held = (tensors["held.source"], tensors["held.target"])
+    held = (tensors["held.source"], Batch(tensors["held.target"], tensors.get("held.labels")))
     given = (None if scaler.noise else held[0], held[1]) if was_given else None
-    run = start_run(plan, source, target, given, scaler=scaler, eps=tuple(config["eps"]), family=config["family"])
+    conditions = Conditions(**{name: tuple(entries) for name, entries in config["conditions"].items()})
+    require(conditions.known == (labels is not None), "labels", expected="the run's labels" if conditions.known else "none, as in the run",
+            got="none" if labels is None else "labels", cure="pass what the run was begun with")  # fmt: skip
+    run = start_run(plan, source, target, given, labels=labels, source_labels=source_labels, conditions=conditions, scaler=scaler,
+                    eps=tuple(config["eps"]), family=config["family"], group=group)  # fmt: skip
     for name, stream, digest in zip(("source", "target"), (run.source, run.target), config["digests"], strict=True):
         require(stream.digest() == digest, name, expected=f"the data that the run in {folder} was begun with",
                 got="other data", cure="pass the same data, or start a new run in another folder")  # fmt: skip
@@ -82,3 +92,14 @@ def held_rows(folder: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
     """
     _, tensors = store.read_tensors("folder", Path(folder) / CHECKPOINT)
     return tensors["held.source"], tensors["held.target"]
+
+
+def held_labels(folder: str | Path) -> list[int | str] | None:
+    """The labels of the held-out target rows; None for a run without classes.
+
+    Raises:
+        InputError: if there is no whole checkpoint.
+    """
+    config, tensors = store.read_tensors("folder", Path(folder) / CHECKPOINT)
+    classes = config.get("conditions", {}).get("classes", [])
+    return [classes[i] for i in tensors["held.labels"].tolist()] if classes else None

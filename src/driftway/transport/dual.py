@@ -7,6 +7,10 @@
 On any held-out samples and for any prices, weak duality gives
 
     lower = mean_i min_j [C_ij + g_j] - mean_j g_j  <=  W2^2 / 2  <=  cost of x_i -> z_i (policy) -> y_pi(i) = upper.
+
+With conditions a state is paired with candidates of its own condition: `Pairing` adds log-weights A_ij to -(C_ij + g_j)/eps, -10^4
+between different classes and -w |c_i - c_j|^2/2 between vectors, and replaces 1/m by masses m_j that sum, over each class, to its
+share of the states. The problems of the classes are then solved side by side in one matrix (Chemseddine et al., 2024, for vectors).
 """
 
 from dataclasses import dataclass
@@ -17,6 +21,46 @@ from torch import Tensor
 
 from driftway.transport.metrics import exact_coupling
 from driftway.transport.problem import cost
+
+APART = -1e4
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which candidates a state may be paired with.
+
+    Attributes:
+        log_weights: (n, m) A_ij.
+        mass: (m,) m_j, summing to one.
+        group: (m,) class of each candidate; prices are known up to a constant per group.
+    """
+
+    log_weights: Float[Tensor, "n m"]
+    mass: Float[Tensor, " m"]
+    group: Int[Tensor, " m"]
+
+
+def pair_by(c_x: Tensor, c_y: Tensor, *, weight: float, like: Tensor) -> Pairing:
+    """Pairing of states and candidates by their conditions: class indices, or vectors.
+
+    Args:
+        c_x: conditions of the states; every class must be among the candidates.
+        c_y: conditions of the candidates.
+        weight: w, of vectors.
+        like: a tensor of the wanted dtype.
+    """
+    m = len(c_y)
+    if c_x.is_floating_point():
+        group = torch.zeros(m, dtype=torch.long, device=like.device)
+        return Pairing(-weight * cost(c_x, c_y), like.new_full((m,), 1 / m), group)
+    return Pairing(torch.where(c_x[:, None] == c_y, 0.0, APART).to(like), shares(c_x, c_y).to(like), c_y)
+
+
+def shares(c_x: Int[Tensor, " n"], c_y: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Masses m_j of candidates: each class has its share of the states, evenly spread over its candidates."""
+    size = int(max(c_x.max(), c_y.max())) + 1
+    share = torch.bincount(c_x, minlength=size) / torch.bincount(c_y, minlength=size).clamp_min(1) / len(c_x)
+    return share[c_y]
 
 
 @dataclass(frozen=True)
@@ -40,8 +84,8 @@ def bounded(logits: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
 
 
 @torch.no_grad()
-def occupancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor, " m"], *, eps: float,
-              scalings: int = 5) -> Occupancy:  # fmt: skip
+def occupancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor, " m"], *, eps: float, scalings: int = 5,
+              pairing: Pairing | None = None) -> Occupancy:  # fmt: skip
     """Occupancy weights under prices g, and the same after a few Sinkhorn scalings of the batch that start from g.
 
     Args:
@@ -50,24 +94,37 @@ def occupancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor,
         g: their prices.
         eps: entropy.
         scalings: Sinkhorn scalings; 0 leaves the weights as they are.
+        pairing: which candidates a state may take; any if None.
     """
-    weights = bounded(torch.addmm(-(y.square().sum(1) / 2 + g) / eps, x / eps, y.T)).softmax(1)
+    logits = torch.addmm(-(y.square().sum(1) / 2 + g) / eps, x / eps, y.T)
+    weights = bounded(logits if pairing is None else logits + pairing.log_weights).softmax(1)
     if scalings == 0:
         return Occupancy(weights=weights, balanced=weights, g=g)
+    mass = 1 / len(y) if pairing is None else pairing.mass
     tiny = torch.finfo(weights.dtype).tiny ** 0.5
     column = torch.ones_like(g)
     for _ in range(scalings):
         row = 1 / (weights @ column).clamp_min(tiny)
-        column = (len(x) / len(y)) / (row @ weights).clamp_min(1e-9)
+        column = len(x) * mass / (row @ weights).clamp_min(1e-9)
     balanced = weights * column
     balanced /= balanced.sum(1, keepdim=True)
-    shift = column.log()
-    return Occupancy(weights=weights, balanced=balanced, g=g - eps * (shift - shift.median()))
+    shift = column.clamp_min(tiny).log()
+    return Occupancy(weights=weights, balanced=balanced, g=g - eps * _centred(shift, None if pairing is None else pairing.group))
 
 
-def dual_loss(g: Float[Tensor, " m"], weights: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
-    """D: a surrogate whose gradient in g is minus the semi-dual's; it vanishes when the ends cover the target evenly."""
-    return g.mean() - weights.mean(0) @ g
+def _centred(shift: Float[Tensor, " m"], group: Int[Tensor, " m"] | None) -> Float[Tensor, " m"]:
+    """Less the median of its group: unused candidates, whose scalings are huge, would ruin a mean."""
+    if group is None:
+        return shift - shift.median()
+    middle = torch.zeros_like(shift)
+    for label in group.unique():
+        middle[group == label] = shift[group == label].median()
+    return shift - middle
+
+
+def dual_loss(g: Float[Tensor, " m"], weights: Float[Tensor, "n m"], mass: Float[Tensor, " m"] | None = None) -> Float[Tensor, ""]:
+    """D: a surrogate whose gradient in g is minus the semi-dual's; it vanishes when the ends cover the target by its masses, 1/m each."""
+    return (g.mean() if mass is None else mass @ g) - weights.mean(0) @ g
 
 
 def semi_dual(x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"], g: Float[Tensor, " m"], *,

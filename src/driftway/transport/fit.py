@@ -13,13 +13,14 @@ from driftway import checks, store
 from driftway.checks import Diverged, require
 from driftway.transport.checkpoint import CHECKPOINT, load_run, save_run
 from driftway.transport.dual import Certificate
+from driftway.transport.intake import Data, Held, Labels
 from driftway.transport.learner import Settings
 from driftway.transport.model import TransportModel
+from driftway.transport.parallel import Group, launched
 from driftway.transport.problem import Problem
-from driftway.transport.run import Held, Plan, Run, start_run
-from driftway.transport.stream import Data
+from driftway.transport.run import Plan, Run, start_run
 
-STEPS = {"mixture": 2000, "network": 4000}
+STEPS = {"mixture": 2000, "network": 4000, "vector": 4000, "image": 4000}
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,29 @@ def iterate(run: Run) -> Iterator[Step]:
         run.index += 1
         due = run.index % run.plan.certify_every == 0
         found = run.certify() if due else None
-        run.seconds += time.perf_counter() - begun
+        run.seconds += run.learner.group.mean([time.perf_counter() - begun], run.scaler.shift)[0]
         if found:
             run.history.append([run.index, run.seconds, found.lower, found.upper, sum(losses.values())])
         yield Step(run.index, losses, found, run.seconds)
 
 
-def fit(source: Data | None, target: Data, *, problem: Problem | None = None, family: str = "auto", steps: int | None = None,
-        max_seconds: float | None = None, gap: float | None = None, seed: int = 0, settings: Settings | None = None,
-        standardize: str = "auto", holdout: float = 0.1, held: Held | None = None, certify_every: int = 250,
-        out: str | Path | None = None, resume: str | Path | None = None, checkpoint_seconds: float = 30.0,
-        on_step: Callable[[Step], None] | None = None) -> TransportModel:  # fmt: skip
+def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labels: Labels = None, problem: Problem | None = None,
+        family: str = "auto", steps: int | None = None, max_seconds: float | None = None, gap: float | None = None, seed: int = 0,
+        settings: Settings | None = None, standardize: str = "auto", holdout: float = 0.1, held: Held | None = None,
+        certify_every: int = 250, out: str | Path | None = None, resume: str | Path | None = None, checkpoint_seconds: float = 30.0,
+        on_step: Callable[[Step], None] | None = None, group: Group | None = None) -> TransportModel:  # fmt: skip
     """Fit a transport from source to target (Moreno-Muñoz, Müller and Neu, 2026).
 
     Args:
         source: samples (n, *event) as an array or tensor, a sampler `f(n, generator)` or `f(n)`, a DataLoader, or None for the
             standard normal.
         target: the same for the target; its dtype and device are the model's.
+        labels: of the target rows, for a model that samples by label: whole numbers or text (n,), or condition vectors (n, k). "batch"
+            where a sampler or DataLoader yields pairs (rows, labels). A label is paired with rows of that label alone.
+        source_labels: the same for a source whose rows are to keep their label.
         problem: horizon, noise sigma and entropy eps, in the units of the data.
-        family: "mixture" (closed form), "network", or "auto": mixture up to dimension 8.
+        family: "mixture" (closed form), "network" (a perceptron), "vector" or "image" (inner-product potentials: a perceptron of
+            residual layers, a U-Net), or "auto": mixture up to dimension 8.
         steps: training steps; by default 2,000 for a mixture and 4,000 for networks, unless max_seconds or gap is given.
         max_seconds: stop after this much training time.
         gap: stop when the certificate's optimality gap is at most this (sigma = 0).
@@ -95,6 +100,7 @@ def fit(source: Data | None, target: Data, *, problem: Problem | None = None, fa
             stopping rules is read from there.
         checkpoint_seconds: time between checkpoints.
         on_step: called with every step's record.
+        group: the processes that train together; by default those that `accelerate launch` started.
 
     Raises:
         InputError: if an argument is unusable; nothing is overwritten.
@@ -112,11 +118,13 @@ def fit(source: Data | None, target: Data, *, problem: Problem | None = None, fa
         taken = [name for name in (CHECKPOINT, store.CONFIG, store.TENSORS) if (folder / name).exists()]
         require(not taken, "out", expected="a folder without a run", got=f"{folder} with {', '.join(taken)}",
                 cure="resume it, or name another folder")  # fmt: skip
-    run = start_run(plan, source, target, held) if resume is None else load_run(Path(resume), source, target)
+    given = {"labels": labels, "source_labels": source_labels, "group": launched() if group is None else group}
+    run = start_run(plan, source, target, held, **given) if resume is None else load_run(Path(resume), source, target, **given)
     require(gap is None or run.plan.problem.sigma == 0, "gap", expected="None when sigma > 0, as the certificate is of optimal transport",
             got=gap, cure="stop on steps or max_seconds")  # fmt: skip
     if steps is None and max_seconds is None and gap is None:
         steps = STEPS[run.family]
+    folder = folder if run.learner.group.main else None
     if folder is not None:
         store.sweep(folder)
         save_run(folder, run)
@@ -141,7 +149,7 @@ def _train(run: Run, steps: int | None, max_seconds: float | None, gap: float | 
             raise Diverged(error.step, error.losses, kept) from None
         if on_step:
             on_step(record)
-        if interrupted():
+        if run.learner.group.mean([float(interrupted())], run.scaler.shift)[0] > 0:
             if folder is not None:
                 save_run(folder, run)
             raise Interrupted(folder)

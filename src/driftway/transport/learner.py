@@ -1,4 +1,6 @@
-"""One primal-dual training step for each family of value. No step depends on how many will follow, so a run may stop at any time.
+"""What training steps share: settings, schedules, the optimizer, the running average.
+
+No step depends on how many will follow, so a run may stop at any time.
 
     eps_k = eps_end + (eps_start - eps_end) exp(-k/200)         entropy (sigma = 0; else eps = sigma^2); a mixture, whose pieces
                                                                 freeze when it is small, takes 1 / (1 + k/100) in place of exp
@@ -15,10 +17,9 @@ import torch
 from torch import Tensor
 
 from driftway import checks
-from driftway.transport import bridge, dual
-from driftway.transport.mixture import MixtureValue
+from driftway.transport.parallel import Group
 from driftway.transport.stream import Stream
-from driftway.transport.value import NetworkValue, Value
+from driftway.transport.value import Value
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Settings:
         candidates: target rows per step of the network family.
         width: units per hidden layer.
         depth: hidden layers.
+        base: channels of the first level of a U-Net.
         heads: pieces of the soft minimum.
         scalings: Sinkhorn scalings of the batch.
         level: weight of the value-level term beside the gradient term.
@@ -40,12 +42,15 @@ class Settings:
         eps_start: entropy at the start (sigma = 0).
         eps_end: entropy in the end of the network family (sigma = 0).
         mixture_eps_end: entropy in the end of the mixture family (sigma = 0).
+        dropout: fraction of the states that train the value of null, where there are labels.
+        closeness: weight of half the squared distance between condition vectors when states are paired with candidates.
     """
 
     batch: int = 256
     candidates: int = 512
     width: int = 64
     depth: int = 3
+    base: int = 16
     heads: int = 32
     scalings: int = 5
     level: float = 0.02
@@ -56,14 +61,19 @@ class Settings:
     eps_start: float = 0.05
     eps_end: float = 0.004
     mixture_eps_end: float = 0.001
+    dropout: float = 0.1
+    closeness: float = 20.0
 
     def __post_init__(self) -> None:
         for name in ("batch", "candidates", "mixture_batch"):
             checks.count(name, getattr(self, name), least=2)
-        for name in ("width", "depth", "heads", "components"):
+        for name in ("width", "depth", "base", "heads", "components"):
             checks.count(name, getattr(self, name))
         checks.count("scalings", self.scalings, least=0)
         checks.real("level", self.level, least=0)
+        checks.real("closeness", self.closeness, least=0)
+        checks.require(0 <= checks.real("dropout", self.dropout) < 1, "dropout", expected="a fraction in [0, 1)", got=self.dropout,
+                       cure="0.1 spends a tenth of the states on the value of null")  # fmt: skip
         for name in ("lr", "mixture_lr", "eps_start", "eps_end", "mixture_eps_end"):
             checks.real(name, getattr(self, name), least=0, strict=True)
 
@@ -76,11 +86,13 @@ class Learner(ABC):
         eps: entropies at the start and in the end, in model space.
         sigma: noise level, in model space.
         lr: step size.
+        group: the processes that train together.
     """
 
     decay, warmup, horizon = 500, 50, 8
 
-    def __init__(self, value: Value, *, eps: tuple[float, float], sigma: float, lr: float) -> None:
+    def __init__(self, value: Value, *, eps: tuple[float, float], sigma: float, lr: float, group: Group) -> None:
+        self.group = group
         self.value, self.average = value, copy.deepcopy(value).requires_grad_(False)
         self.eps_start, self.eps_end = eps
         self.sigma, self.lr = sigma, lr
@@ -93,12 +105,13 @@ class Learner(ABC):
     def step(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, float]:
         """One step; returns its losses by name. If one is not finite, nothing changes."""
         losses = self.losses(k, source, target, own)
-        found = {name: loss.item() for name, loss in losses.items()}
+        found = dict(zip(losses, self.group.mean([loss.item() for loss in losses.values()], next(iter(losses.values()))), strict=True))
         if not all(map(math.isfinite, found.values())):
             return found
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
         total.backward()
+        self.group.average(parameter.grad for parameter in self.value.parameters())
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / math.sqrt(1 + k / self.decay)
         self.optimizer.step()
@@ -111,49 +124,3 @@ class Learner(ABC):
     @abstractmethod
     def losses(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, Tensor]:
         """The terms of the loss of step k, by name."""
-
-
-class NetworkLearner(Learner):
-    """The simulation-free primal-dual step: occupancy weights, dual step on g, bridge, fit of V."""
-
-    def __init__(self, value: NetworkValue, settings: Settings, *, eps: tuple[float, float], sigma: float) -> None:
-        super().__init__(value, eps=eps, sigma=sigma, lr=settings.lr)
-        self.networks, self.settings = value, settings
-
-    def losses(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, Tensor]:
-        x, y, eps = source.draw(self.settings.batch), target.draw(self.settings.candidates), self.eps(k)
-        g = self.networks.price(y)
-        primal = dual.occupancy(x, y, g.detach(), eps=eps, scalings=self.settings.scalings)
-        draw = torch.rand(2, len(x), generator=own, dtype=torch.float64).to(x)
-        chosen, t = y[dual.choose(primal.balanced, draw[0])], draw[1]
-        normal = torch.randn(x.shape, generator=own).to(x) if self.sigma > 0 else torch.zeros_like(x)
-        x_t = bridge.interpolate(x, chosen, t, sigma=self.sigma, normal=normal)
-        backed = bridge.backup(x_t, t, y, primal.g, eps=eps)
-        fit = bridge.targets(x, chosen, x_t, t, backed, sigma=self.sigma)
-        V, gradient = self.networks.V.value_and_gradient(x_t, t)
-        weight = 1 - t if self.sigma > 0 else torch.ones_like(t)
-        return {
-            "dual": dual.dual_loss(g, primal.weights),
-            "gradient": (weight * (gradient + fit.action).square().sum(1)).mean(),
-            "level": self.settings.level * (V - fit.level).square().mean(),
-        }
-
-
-class MixtureLearner(Learner):
-    """Ascent on the exact dual of the closed-form family."""
-
-    horizon = 3
-
-    def __init__(self, value: MixtureValue, settings: Settings, *, eps: tuple[float, float], sigma: float) -> None:
-        super().__init__(value, eps=eps, sigma=sigma, lr=settings.mixture_lr)
-        self.mixture, self.settings = value, settings
-
-    def eps(self, k: int) -> float:
-        return self.eps_end + (self.eps_start - self.eps_end) / (1 + k / 100)
-
-    def losses(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, Tensor]:
-        del own
-        x, y = source.draw(self.settings.mixture_batch), target.draw(self.settings.mixture_batch)
-        for value in (self.value, self.average):
-            value.get_buffer("eps").fill_(self.eps(k))
-        return {"dual": self.mixture.log_c(x).mean() - self.mixture.log_v(y).mean()}

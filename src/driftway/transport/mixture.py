@@ -12,11 +12,19 @@ Brenier potential max_k (x.S_k x / 2 + r_k.x + u_k) with u_k = eps log a_k: piec
 
     J = E_tgt[log v(Y)] - E_src[log c(X)],    c(x) = sum_k a_k exp((x.S_k x / 2 + r_k.x) / eps),
 
-a likelihood: no candidates, no bridge, no batch bias. S_k = L_k L_k^T with L_k lower triangular.
+a likelihood: no candidates, no bridge, no batch bias. S_k = L_k L_k^T with L_k lower triangular, or diagonal.
+
+Rows that share one time share B_k: then V_t is a soft minimum of quadratic forms (B_k = I at t = 0). Rows of many times work in the
+eigenvectors of S_k; a factor of low rank would need a solve for every pair of row and component there, so S_k is full or diagonal.
+The end is drawn in the component's own factor, with S_k B_k^-1 = L_k (C C^T)^-1 L_k^T, C C^T = (1-t) I + t L_k^T L_k:
+
+    y = r_k + L_k C^-T (C^-1 L_k^T (x - t r_k) + (eps (1-t))^(1/2) xi).
 """
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,10 +32,15 @@ from jaxtyping import Float
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
+from driftway.checks import require
 from driftway.transport.dual import bounded
 from driftway.transport.metrics import exact_coupling
 from driftway.transport.problem import cost
+from driftway.transport.stream import generator
 from driftway.transport.value import Value
+
+ENTRIES = 2**22  # of a block of rows times components (times columns)
+FULL, DIAGONAL = -1, 0
 
 
 class MixtureValue(Value):
@@ -37,81 +50,183 @@ class MixtureValue(Value):
         event: shape of one state; flattened it has d entries.
         components: number K of mixture components.
         eps: entropy at which the value is read; it may be changed while training (annealing).
+        rank: -1 for full covariances, K d (d+1) / 2 numbers; 0 for diagonal ones, K d numbers.
     """
 
     eps: Tensor
 
-    def __init__(self, event: tuple[int, ...], *, components: int, eps: float = 1.0) -> None:
+    def __init__(self, event: tuple[int, ...], *, components: int, eps: float = 1.0, rank: int = FULL) -> None:
         super().__init__()
+        require(rank in (FULL, DIAGONAL), "rank", expected="-1 (full covariances) or 0 (diagonal ones)", got=rank, cure="pass rank=-1")
         self.event, d = tuple(event), math.prod(event)
         self.u = nn.Parameter(torch.zeros(components))
         self.r = nn.Parameter(torch.zeros(components, d))
-        self.lower = nn.Parameter(torch.zeros(components, d, d))
+        self.lower = nn.Parameter(torch.zeros(components, d, d)) if rank == FULL else None
         self.log_diagonal = nn.Parameter(torch.zeros(components, d))
         self.register_buffer("eps", torch.tensor(eps))
 
     @property
     def L(self) -> Float[Tensor, "K d d"]:
         """Cholesky factors of S_k."""
-        return self.lower.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
+        diagonal = torch.diag_embed(self.log_diagonal.exp())
+        return diagonal if self.lower is None else self.lower.tril(-1) + diagonal
+
+    @property
+    def S(self) -> Float[Tensor, "K d *d"]:
+        """S_k, or its diagonal."""
+        return (2 * self.log_diagonal).exp() if self.lower is None else self.L @ self.L.mT
 
     def log_c(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, " n"]:
         """log c(x) = (|x|^2/2 - V_0(x)) / eps up to a constant."""
-        L = self.L
-        return torch.logsumexp(bounded(_quadratics(x.flatten(1), L @ L.transpose(1, 2) / 2, self.r, self.u) / self.eps), 1)
+        A, u = self.S / 2, self.u
+        return _by_rows(lambda x: torch.logsumexp(bounded(_quadratics(x, A, self.r, u) / self.eps), 1), self._width(), x.flatten(1))
 
     def log_v(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
         """log v(y), the log-density of the mixture (its weights need not sum to one)."""
         d = self.r.shape[1]
-        inverse = torch.linalg.solve_triangular(self.L, torch.eye(d).to(self.r), upper=False)
-        precision = inverse.transpose(1, 2) @ inverse
-        slope = torch.einsum("kde,ke->kd", precision, self.r)
-        q = _quadratics(y.flatten(1), -precision / 2, slope, self.u - (slope * self.r).sum(1) / 2)
+        if self.lower is None:
+            precision = (-2 * self.log_diagonal).exp()
+        else:
+            inverse = torch.linalg.solve_triangular(self.L, torch.eye(d).to(self.r), upper=False)
+            precision = inverse.mT @ inverse
+        slope = _times(precision, self.r)
+        u = self.u - (slope * self.r).sum(1) / 2
         normaliser = self.log_diagonal.sum(1) + d / 2 * torch.log(2 * torch.pi * self.eps)
-        return torch.logsumexp(bounded(q / self.eps - normaliser), 1)
+        return _by_rows(lambda y: torch.logsumexp(bounded(_quadratics(y, -precision / 2, slope, u) / self.eps - normaliser), 1),
+                        self._width(), y.flatten(1))  # fmt: skip
 
-    def price(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
+    def price(self, y: Float[Tensor, "m *event"], c: Tensor | None = None) -> Float[Tensor, " m"]:
+        unconditional(c)
         return -self.eps * self.log_v(y) - y.flatten(1).square().sum(1) / 2
 
-    def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return -self.eps * torch.logsumexp(self._components(x.flatten(1), t)[0], 1)
+    def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, " n"]:
+        unconditional(c)
+        law = self._law(t)
+        return _by_rows(lambda x, t: -self.eps * torch.logsumexp(law.logits(x, t), 1), self._width(), x.flatten(1), t)
 
-    def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> Float[Tensor, "n *event"]:
-        x = x.flatten(1)
-        logits, s, U, b, z, r = self._components(x, t)
-        c = logits.softmax(1)[..., None] * ((1 - s) * z - r) / b
-        return torch.einsum("nke,kde->nd", c, U).reshape(-1, *self.event)
+    def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, "n *event"]:
+        unconditional(c)
+        law = self._law(t)
+        return _by_rows(law.slope, self._width(), x.flatten(1), t).reshape(-1, *self.event)
 
     def endpoint(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], *, uniform: Float[Tensor, " n"],
-                 normal: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:  # fmt: skip
-        logits, s, U, b, z, r = self._components(x.flatten(1), t)
-        w = logits.softmax(1).cumsum(1)
-        k = torch.searchsorted(w, uniform[:, None].to(w) * w[:, -1:]).clamp(max=w.shape[1] - 1)
-        row = torch.arange(len(x), device=x.device)
-        k, tau = k[:, 0], (1 - t)[:, None]
-        s, b, z, r, U = s[0, k], b[row, k], z[row, k], r[0, k], U[k]
-        y = (tau * r + s * z) / b + (self.eps * tau * s / b).sqrt() * normal.flatten(1)
-        return torch.einsum("nde,ne->nd", U, y).reshape(x.shape)
+                 normal: Float[Tensor, "n *event"], c: Tensor | None = None) -> Float[Tensor, "n *event"]:  # fmt: skip
+        unconditional(c)
+        law = self._law(t)
 
-    def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Log-weights of the components, and eigenvalues s, bases U, B_k, x and r in those bases, shaped (n, K, d)."""
-        L = self.L
-        s, U = torch.linalg.eigh(L @ L.transpose(1, 2))
-        s = s.clamp_min(torch.finfo(s.dtype).tiny)[None]
-        z, r = _apply(U.transpose(1, 2), x), torch.einsum("kde,kd->ke", U, self.r)[None]
+        def choose(x: Tensor, t: Tensor, uniform: Tensor) -> Tensor:
+            w = law.logits(x, t).softmax(1).cumsum(1)
+            return torch.searchsorted(w, uniform[:, None].to(w) * w[:, -1:])[:, 0].clamp(max=w.shape[1] - 1)
+
+        x = x.flatten(1)
+        k = _by_rows(choose, self._width(), x, t, uniform)
+        width = self.log_diagonal[0].numel() if self.lower is None else self.lower[0].numel()
+        return _by_rows(self._end(t), width, x, t, k, normal.flatten(1)).reshape(-1, *self.event)
+
+    def _width(self) -> int:
+        """Entries per row of the largest tensor that a block of rows needs."""
+        return self.r.numel()
+
+    def _law(self, t: Tensor) -> "_OneTime | _ManyTimes":
+        if _shared(t):
+            return _one_time(self, t[0].to(self.r))
+        if self.lower is None:
+            return _ManyTimes(self.S[None], None, self.r[None], self.u, self.eps)
+        s, U = torch.linalg.eigh(self.S)
+        return _ManyTimes(s.clamp_min(torch.finfo(s.dtype).tiny)[None], U, torch.einsum("kde,kd->ke", U, self.r)[None], self.u, self.eps)
+
+    def _end(self, t: Tensor) -> Callable[..., Tensor]:
+        """The draw of the end of each row from its component k."""
+        L, many = (self.log_diagonal.exp() if self.lower is None else self.L), not _shared(t)
+        inner = L.square() if self.lower is None else L.mT @ L
+
+        def factor(inner: Tensor, t: Tensor) -> Tensor:
+            if self.lower is None:
+                return (1 - t + t * inner).sqrt()
+            return torch.linalg.cholesky((1 - t[..., None]) * torch.eye(inner.shape[1]).to(inner) + t[..., None] * inner)
+
+        def end(x: Tensor, t: Tensor, k: Tensor, normal: Tensor) -> Tensor:
+            t = t[:, None].to(x)
+            root, own, r = (factor(inner[k], t) if many else shared[k]), L[k], self.r[k]
+            z = _solve(root, _times(own.mT if own.ndim == 3 else own, x - t * r)) + (self.eps * (1 - t)).sqrt() * normal
+            return r + _times(own, _solve(root.mT if own.ndim == 3 else root, z, upper=True))
+
+        shared = inner if many else factor(inner, t[:1, None].to(L))
+        return end
+
+
+def _shared(t: Tensor) -> bool:
+    return len(t) > 0 and bool((t == t[0]).all())
+
+
+@dataclass(frozen=True)
+class _OneTime:
+    """All components at one time: logits (x.A x + b.x + c) / eps. Diagonal matrices are (K, d)."""
+
+    A: Tensor
+    b: Tensor
+    c: Tensor
+    eps: Tensor
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        del t
+        return _quadratics(x, self.A, self.b, self.c) / self.eps
+
+    def slope(self, x: Tensor, t: Tensor) -> Tensor:
+        w = self.logits(x, t).softmax(1)
+        if self.A.ndim == 2:
+            return -2 * (w @ self.A) * x - w @ self.b
+        return -2 * torch.einsum("nk,nkd->nd", w, _apply(self.A, x)) - w @ self.b
+
+
+def _one_time(value: MixtureValue, t: Tensor) -> _OneTime:
+    S, r, eps = value.S, value.r, value.eps
+    if value.lower is None:
+        b = 1 - t + t * S
+        A, slope, log_b = (S - 1) / b / 2, r / b, b.log().sum(1)
+    else:
+        eye = torch.eye(r.shape[1]).to(r)
+        A, slope, log_b = (S - eye) / 2, r, torch.zeros_like(value.u)
+        if t > 0:
+            B = torch.linalg.cholesky((1 - t) * eye + t * S)
+            A, slope = torch.cholesky_solve(A, B), torch.cholesky_solve(r[..., None], B)[..., 0]
+            log_b = 2 * B.diagonal(dim1=1, dim2=2).log().sum(1)
+    normaliser = (log_b + r.shape[1] * torch.log(2 * torch.pi * eps)) / 2
+    return _OneTime(A, slope, value.u - t * (slope * r).sum(1) / 2 - eps * normaliser, eps)
+
+
+@dataclass(frozen=True)
+class _ManyTimes:
+    """Eigenvalues s, bases U (None where they are the axes) and centres r in them, shaped (1, K, d)."""
+
+    s: Tensor
+    U: Tensor | None
+    r: Tensor
+    u: Tensor
+    eps: Tensor
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        return self._parts(x, t)[0]
+
+    def slope(self, x: Tensor, t: Tensor) -> Tensor:
+        logits, b, z = self._parts(x, t)
+        w = logits.softmax(1)[..., None] * ((1 - self.s) * z - self.r) / b
+        return w.sum(1) if self.U is None else torch.einsum("nke,kde->nd", w, self.U)
+
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = x[:, None] if self.U is None else _apply(self.U.mT, x)
         t = t[:, None, None].to(x)
-        b = (1 - t) + t * s
-        q = (((s - 1) * z / 2 + r) * z - t * r.square() / 2) / b
-        log_b = torch.log(2 * torch.pi * self.eps * b)
-        return (self.u + q.sum(2)) / self.eps - log_b.sum(2) / 2, s, U, b, z, r
+        b = (1 - t) + t * self.s
+        q = (((self.s - 1) * z / 2 + self.r) * z - t * self.r.square() / 2) / b
+        return (self.u + q.sum(2)) / self.eps - torch.log(2 * torch.pi * self.eps * b).sum(2) / 2, b, z
 
 
 @torch.no_grad()
 def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
     """Place the components on a clustering of optimally paired rows.
 
-    In each cell the component is the Gaussian map from its source rows to its target rows, at the level of the Brenier potential
-    that the exact dual gives there.
+    In each cell the component is the Gaussian map from its source rows to its target rows, at the level of the Brenier potential that
+    the exact dual gives there. Components beyond the rows split others.
 
     Args:
         value: the mixture whose parameters are set.
@@ -123,32 +238,56 @@ def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
     match = exact_coupling(cost(x, y))
     y = match.map(y)
     phi = x.square().sum(1) / 2 - match.f
-    K, d = value.r.shape
-    K, eye = min(K, len(x)), torch.eye(d).to(x)
+    K, d = min(len(value.u), len(x)), value.r.shape[1]
     spread = x.var(0).mean().clamp_min(1e-12), y.var(0).mean().clamp_min(1e-12)
     pairs = torch.cat([x / spread[0].sqrt(), y / spread[1].sqrt()], 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster: its component starts on a pair of its own below
         _, label = kmeans2(pairs.cpu().numpy(), K, minit="points", rng=np.random.default_rng(seed), missing="warn")
     cell = torch.as_tensor(label, device=x.device).long()
-    for k, rows in enumerate([torch.nonzero(cell == j)[:, 0] for j in range(K)]):
-        if len(rows) == 0:
-            rows = torch.tensor([k % len(x)], device=x.device)
-        prior = (d + 1) / (d + 1 + len(rows))
-        cx = _covariance(x[rows]) + (prior * spread[0] + 1e-6) * eye
-        cy = _covariance(y[rows]) + 1e-4 * spread[1] * eye
-        root = _root(cx)
-        inverse = torch.linalg.inv(root)
-        S = inverse @ _root(root @ cy @ root) @ inverse + 1e-2 * eye
-        r = y[rows].mean(0) - S @ x[rows].mean(0)
-        L = torch.linalg.cholesky(S)
-        value.r[k], value.lower[k], value.log_diagonal[k] = r, L.tril(-1), L.diagonal().log()
-        value.u[k] = (phi[rows] - (x[rows] @ S * x[rows]).sum(1) / 2 - x[rows] @ r).mean()
-    if len(value.u) > K:  # fewer rows than components: the others start without weight, as copies
-        copies = torch.arange(K, len(value.u)) % K
-        for parameter in value.parameters():
-            parameter[K:] = parameter[copies]
-        value.u[K:] -= 40 * value.eps
+    cells = [rows if len(rows) else torch.tensor([k % len(x)]) for k, rows in enumerate(torch.nonzero(cell == j)[:, 0] for j in range(K))]
+    full = value.lower is not None
+    for k, rows in enumerate(cells):
+        dof = d if full else 1
+        prior = (dof + 1) / (dof + 1 + len(rows))
+        eye = torch.eye(d).to(x) if full else torch.ones(d).to(x)
+        cx = _covariance(x[rows], full) + (prior * spread[0] + 1e-6) * eye
+        cy = _covariance(y[rows], full) + 1e-4 * spread[1] * eye
+        S = _gaussian_map(cx, cy)
+        r = y[rows].mean(0) - _times(S[None], x[rows].mean(0)[None])[0]
+        value.r[k] = r
+        L = torch.linalg.cholesky(S) if full else S.sqrt().diag_embed()
+        value.log_diagonal[k] = L.diagonal().log()
+        if value.lower is not None:
+            value.lower[k] = L.tril(-1)
+        value.u[k] = (phi[rows] - (x[rows] * _times(S[None], x[rows])).sum(1) / 2 - x[rows] @ r).mean()
+    if len(value.u) > K:
+        _split(value, K, generator(seed, "split"))
+
+
+def unconditional(c: Tensor | None) -> None:
+    """Refuse a condition.
+
+    Raises:
+        InputError: if there is one.
+    """
+    require(c is None, "c", expected="None, as this value has no conditions", got=type(c).__name__, cure="leave c out")
+
+
+def _split(value: MixtureValue, K: int, own: torch.Generator) -> None:
+    """Fill the components from K on with copies of the first K, moved by their own noise, and share the weights out."""
+    parent = torch.arange(len(value.u), device=value.u.device) % K
+    for parameter in value.parameters():
+        parameter.copy_(parameter[parent])
+    value.u.sub_(value.eps * parent.bincount()[parent].log())
+    noise = value.eps.sqrt() * torch.randn(len(value.u) - K, value.r.shape[1], generator=own).to(value.r)
+    value.r[K:] += _times((value.L if value.lower is not None else value.S.sqrt())[K:], noise)
+
+
+def _by_rows(f: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
+    """A function of rows, on so few rows at once that rows times width is bounded."""
+    n = max(1, ENTRIES // width)
+    return f(*rows) if len(rows[0]) <= n else torch.cat([f(*block) for block in zip(*(z.split(n) for z in rows), strict=True)])
 
 
 def _apply(matrices: Tensor, x: Tensor) -> Tensor:
@@ -156,19 +295,46 @@ def _apply(matrices: Tensor, x: Tensor) -> Tensor:
     return (x @ matrices.flatten(0, 1).T).unflatten(1, matrices.shape[:2])
 
 
+def _times(matrices: Tensor, x: Tensor) -> Tensor:
+    """Row k of x multiplied by matrix k, or by the diagonal matrix of row k; one matrix serves all rows."""
+    return matrices * x if matrices.ndim == 2 else (matrices @ x[..., None])[..., 0]
+
+
+def _solve(root: Tensor, x: Tensor, *, upper: bool = False) -> Tensor:
+    """The solution z of root z = x for every row; diagonal roots are rows."""
+    return x / root if root.ndim == 2 else torch.linalg.solve_triangular(root, x[..., None], upper=upper)[..., 0]
+
+
 def _quadratics(x: Tensor, A: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """x.A_k x + b_k.x + c_k for every row and component, (n, K), as one matrix product over the monomials of x."""
+    """x.A_k x + b_k.x + c_k for every row and component, (n, K).
+
+    Diagonal A_k, and full ones of few columns or many components, as one matrix product over the monomials of x; else matrix by matrix.
+    """
+    if A.ndim == 2:
+        return torch.addmm(c, torch.cat([x.square(), x], 1), torch.cat([A, b], 1).T)
+    if x.shape[1] > 2 * len(A):
+        return torch.einsum("nkd,nd->nk", _apply(A, x), x) + torch.addmm(c, x, b.T)
     i, j = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
     pairs = A[:, i, j] + A[:, j, i] * (i != j)
     return torch.addmm(c, torch.cat([x[:, i] * x[:, j], x], 1), torch.cat([pairs, b], 1).T)
 
 
-def _covariance(x: Tensor) -> Tensor:
+def _covariance(x: Tensor, full: bool) -> Tensor:
+    """The covariance of the rows, or the variances of their columns."""
     centred = x - x.mean(0)
-    return centred.T @ centred / len(x)
+    return centred.T @ centred / len(x) if full else centred.square().mean(0)
+
+
+def _gaussian_map(cx: Tensor, cy: Tensor) -> Tensor:
+    """The matrix S of the optimal map between Gaussians, S cx S = cy, plus a hundredth."""
+    if cx.ndim == 1:
+        return (cy / cx).sqrt() + 1e-2
+    root = _root(cx)
+    inverse = torch.linalg.inv(root)
+    return inverse @ _root(root @ cy @ root) @ inverse + 1e-2 * torch.eye(len(cx)).to(cx)
 
 
 def _root(matrix: Tensor) -> Tensor:
     """The symmetric square root of a positive semi-definite matrix."""
     s, U = torch.linalg.eigh(matrix)
-    return (U * s.clamp_min(0).sqrt()) @ U.T
+    return (U * s.clamp_min(0).sqrt()) @ U.mT

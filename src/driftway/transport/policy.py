@@ -6,6 +6,10 @@
 
     x_{t+dt} = x + dt a + sigma sqrt(dt) xi                              explicit, proximal
     x_{t+dt} = x + dt a + sigma sqrt(dt (1-t-dt)/(1-t)) xi               endpoint: the Brownian bridge to y
+
+An action aims at the end x + (1-t) a. Where a box that holds the data is known, an end outside is moved to its nearest point in the
+box. Each step goes a part dt/(1-t) <= 1 of the way to the end, so states stay between the start and the box: without noise no
+path can diverge, whatever the value and the number of steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +24,7 @@ from driftway.transport.value import EndpointLaw, Value
 
 BLOCK = 256
 States = Float[Tensor, "n *event"]
+Box = tuple[Tensor, Tensor]
 Rule = Callable[[Value, Tensor, float, float], Tensor]
 
 
@@ -51,7 +56,6 @@ class SampleNoise:
     def _draw(self, kind: Callable[..., Tensor], event: tuple[int, ...]) -> Tensor:
         rows = [kind(BLOCK, *event, generator=own, dtype=torch.float64) for own in self.generators]
         return torch.cat(rows)[: self.n].to(self.like)
-
 
 
 
@@ -88,8 +92,8 @@ def proximal(value: Value, x: States, t: float, dt: float, *, iterations: int = 
 RULES: dict[str, Rule] = {"explicit": explicit, "proximal": proximal}
 
 
-def simulate(value: Value, x: States, *, times: Sequence[float], sigma: float, rule: str,
-             noise: SampleNoise) -> Iterator[tuple[States, States]]:  # fmt: skip
+def simulate(value: Value, x: States, *, times: Sequence[float], sigma: float, rule: str, noise: SampleNoise, box: Box | None = None,
+             on_step: Callable[[int, float, Tensor], Value | None] | None = None) -> Iterator[tuple[States, States]]:  # fmt: skip
     """Act from times[0] to times[-1]; yields (action, next state) of each step.
 
     Args:
@@ -99,6 +103,8 @@ def simulate(value: Value, x: States, *, times: Sequence[float], sigma: float, r
         sigma: noise level of the problem.
         rule: "explicit", "proximal" or "endpoint".
         noise: the rows' own variates.
+        box: lower and upper corner, broadcast to a row, of where ends may lie.
+        on_step: told the number, the time and the states of each step; gives the value to act on from there, or None.
     """
     event = x.shape[1:]
     end = None
@@ -106,10 +112,13 @@ def simulate(value: Value, x: States, *, times: Sequence[float], sigma: float, r
         start = x.new_full((len(x),), times[0])
         with torch.no_grad():
             end = value.endpoint(x, start, uniform=noise.uniform(), normal=noise.normal(*event))
-    for t, later in pairwise(times):
+    for h, (t, later) in enumerate(pairwise(times)):
         dt = later - t
+        value = (on_step and on_step(h, t, x)) or value
         with torch.no_grad():  # around each step and never around a yield
             a = RULES[rule](value, x, t, dt) if end is None else (end - x) / (1 - t)
+            if end is None and box is not None:
+                a = ((x + (1 - t) * a).clamp(*box) - x) / (1 - t)
             x = x + dt * a
         if sigma > 0:
             spread = dt if end is None else dt * (1 - later) / (1 - t)

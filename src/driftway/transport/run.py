@@ -1,7 +1,6 @@
 """The state of a training run: what was asked for, the data in model space, the learner, and how far it is."""
 
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,18 +8,24 @@ from torch import Tensor
 
 from driftway import checks
 from driftway.checks import require
+from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate
-from driftway.transport.learner import Learner, MixtureLearner, NetworkLearner, Settings
+from driftway.transport.intake import Data, Held, Labels, Mapped, normal_stream, open_data
+from driftway.transport.labelled import LabelledMixture, initialise_labelled
+from driftway.transport.learner import Learner, Settings
+from driftway.transport.likelihood import MixtureLearner
 from driftway.transport.mixture import MixtureValue, initialise
-from driftway.transport.model import TransportModel, build_value, certificate
+from driftway.transport.model import FAMILIES, TransportModel, build_value, certificate, grid
+from driftway.transport.parallel import Group
+from driftway.transport.primal_dual import NetworkLearner
 from driftway.transport.problem import Problem, cost
 from driftway.transport.scaler import MODES, Scaler, fit_scaler
-from driftway.transport.stream import Data, Rows, Stream, generator, normal_stream, open_stream, split_rows
-from driftway.transport.value import NetworkValue
+from driftway.transport.stream import Batch, generator
+from driftway.transport.value import Trainable, Value
 
 LOW_DIMENSION = 8
 PAIRED = 1024
-Held = tuple[Any, Any]
+ALONE = Group()
 
 
 @dataclass(frozen=True)
@@ -40,43 +45,11 @@ class Plan:
             require(isinstance(getattr(self, name), kind), name, expected=f"a {kind.__name__}", got=repr(getattr(self, name)),
                     cure=f"pass {name}={kind.__name__}(...)")  # fmt: skip
         checks.count("seed", self.seed, least=0)
-        checks.choice("family", self.family, ("auto", "mixture", "network"))
+        checks.choice("family", self.family, ("auto", *FAMILIES))
         checks.choice("standardize", self.standardize, MODES)
         checks.count("certify_every", self.certify_every)
         require(0 <= checks.real("holdout", self.holdout) < 1, "holdout", expected="a fraction in [0, 1)", got=self.holdout,
                 cure="0.1 keeps a tenth of the rows")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A stream seen through a map of its rows."""
-
-    stream: Stream
-    apply: Any
-
-    def draw(self, n: int) -> Tensor:
-        """The next n rows, mapped."""
-        return self.apply(self.stream.draw(n))
-
-    def state(self) -> list[int]:
-        """Integers that restore the position."""
-        return self.stream.state()
-
-    def restore(self, state: list[int]) -> None:
-        """Continue from a position."""
-        self.stream.restore(state)
-
-    def digest(self) -> str:
-        """A fingerprint of the data, taken once."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return self.stream.digest()
-
-    def probe(self) -> Tensor:
-        """Rows that move no position, mapped."""
-        return self.apply(self.stream.probe())
 
 
 @dataclass
@@ -90,10 +63,11 @@ class Run:
     plan: Plan
     family: str
     scaler: Scaler
+    conditions: Conditions
     eps: tuple[float, float]
     source: Mapped
     target: Mapped
-    held: tuple[Tensor, Tensor]
+    held: tuple[Tensor, Batch]
     learner: Learner
     given: bool
     index: int = 0
@@ -103,7 +77,7 @@ class Run:
     @property
     def shape(self) -> dict[str, int]:
         """What the value is built with."""
-        return shape_of(self.family, self.plan.settings)
+        return shape_of(self.family, self.plan.settings, self.scaler, self.conditions)
 
     def own(self) -> torch.Generator:
         """The random numbers of the next step, a function of the seed and the step."""
@@ -115,98 +89,75 @@ class Run:
         value.load_state_dict(self.learner.average.state_dict())
         facts: dict[str, Any] = {"steps": self.index, "seconds": round(self.seconds, 3), "seed": self.plan.seed, "history": self.history,
                                  "settings": asdict(self.plan.settings), "eps": self.eps[1] * self.scaler.cost_scale}  # fmt: skip
-        return TransportModel(value.requires_grad_(False), self.plan.problem, self.scaler, self.family, self.shape, facts)
+        return TransportModel(value.requires_grad_(False), self.plan.problem, self.scaler, self.family, self.shape, facts, self.conditions)
 
     def certify(self) -> Certificate:
         """The certificate of the running average on the held-out rows."""
-        return certificate(self.model(), *self.held)
+        return certificate(self.model(), self.held[0], self.held[1].x)
 
 
-def shape_of(family: str, settings: Settings) -> dict[str, int]:
+def shape_of(family: str, settings: Settings, scaler: Scaler, conditions: Conditions) -> dict[str, int]:
     """What a value of a family is built with."""
-    if family == "mixture":
-        return {"components": settings.components}
-    return {"width": settings.width, "depth": settings.depth, "heads": settings.heads}
+    sizes = {"mixture": ("components",), "network": ("width", "depth", "heads"), "vector": ("width", "depth"), "image": ("base",)}[family]
+    shape = {name: getattr(settings, name) for name in sizes}
+    return {**(grid(scaler.event) if family == "image" else {}), **shape, **conditions.shape}
 
 
-def open_data(
-    plan: Plan, source: Data | None, target: Data, held: Held | None
-) -> tuple[Stream | None, Stream, tuple[Tensor | None, Tensor]]:
-    """Streams over the training rows, and the held-out rows in data units.
+def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, *, labels: Labels = None, source_labels: Labels = None,
+              conditions: Conditions | None = None, scaler: Scaler | None = None, eps: tuple[float, float] | None = None,
+              family: str | None = None, group: Group = ALONE) -> Run:  # fmt: skip
+    """Set a run up: streams, scale, entropies and an initialised learner.
 
-    Raises:
-        InputError: if the data is unusable, or the two sides differ in shape, dtype or device.
-    """
-    streams: list[Stream | None] = []
-    kept: list[Tensor | None] = []
-    for side, (name, data) in enumerate((("source", source), ("target", target))):
-        stream = None if name == "source" and data is None else open_stream(name, data, seed=plan.seed)
-        rows = None
-        if isinstance(stream, Rows) and held is None:
-            stream.rows, rows = split_rows(stream.rows, plan.holdout, seed=plan.seed + side)
-            stream.restore([0, 0])
-        elif stream is not None and held is None:
-            rows = stream.probe()[:1000]
-        elif held is not None and held[side] is not None:
-            rows = checks.samples(f"held {name}", held[side])
-        if isinstance(stream, Rows):
-            require(len(stream.rows) >= 2, name, expected="at least 2 rows to train on", got=len(stream.rows), cure="lower holdout")
-        streams.append(stream)
-        kept.append(rows)
-    one, two = streams[1], kept[1]
-    assert one is not None  # noqa: S101 (the target is always a stream)
-    require(two is not None, "held", expected="held-out target rows", got="None", cure="pass held=(source or None, target)")
-    y = one.probe()
-    require(y.dtype in (torch.float32, torch.float64), "target", expected="float32 or float64", got=y.dtype,
-            cure="convert the data, e.g. target.float()")  # fmt: skip
-    if streams[0] is not None:
-        x = streams[0].probe()
-        require(x.shape[1:] == y.shape[1:], "source", expected=f"rows of shape {tuple(y.shape[1:])}, as the target has",
-                got=f"{tuple(x.shape[1:])}", cure="give both the same columns")  # fmt: skip
-        checks.same_dtype("target", y, "source", x)
-        require(kept[0] is not None, "held", expected="held-out source rows, as there is a source", got="None", cure="pass both")
-    for name, rows in zip(("held source", "held target"), kept, strict=True):
-        if rows is not None:
-            checks.samples(name, rows, event=tuple(y.shape[1:]))
-            checks.same_dtype("target", y, name, rows)
-    return streams[0], one, (kept[0], two)  # type: ignore[return-value]
-
-
-def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, *, scaler: Scaler | None = None,
-              eps: tuple[float, float] | None = None, family: str | None = None) -> Run:  # fmt: skip
-    """Set a run up: streams, scale, entropies and an initialised learner. A resumed run brings its scale, entropies and family.
+    A resumed run brings its conditions, scale, entropies and family.
 
     Raises:
         InputError: if the data is unusable.
     """
-    x_stream, y_stream, (x_held, y_held) = open_data(plan, source, target, held)
-    rows = y_stream.probe()
+    opened = open_data(source, target, labels=labels, source_labels=source_labels, held=held, holdout=plan.holdout, seed=plan.seed,
+                       conditions=conditions)  # fmt: skip
     fresh = scaler is None
     if scaler is None:
-        scaler = fit_scaler(rows, source=None if x_stream is None else x_stream.probe(), mode=plan.standardize)
-    like = scaler.shift
-    inside = normal_stream(scaler.size, like, seed=plan.seed) if x_stream is None else x_stream
-    keep = (lambda z: z) if x_stream is None else scaler.source
-    run_source, run_target = Mapped(inside, keep), Mapped(y_stream, scaler.target)
+        x = None if opened.source is None else opened.source.probe().x
+        scaler = fit_scaler(opened.target.probe().x, source=x, mode=plan.standardize)
+    inside = normal_stream(scaler.size, scaler.shift, seed=plan.seed) if opened.source is None else opened.source
+    keep = (lambda batch: batch) if opened.source is None else (lambda batch: replace(batch, x=scaler.source(batch.x)))
+    run_source, run_target = Mapped(inside, keep), Mapped(opened.target, lambda batch: replace(batch, x=scaler.target(batch.x)))
+    x_held, y_held = opened.held
     if x_held is None:
-        x_held = torch.randn(len(y_held), *scaler.event, generator=generator(plan.seed, "held-out source")).to(like)
-    low = scaler.size <= LOW_DIMENSION
-    family = family or (plan.family if plan.family != "auto" else ("mixture" if low else "network"))
+        x_held = torch.randn(len(y_held), *scaler.event, generator=generator(plan.seed, "held-out source")).to(scaler.shift)
+    family = family or (plan.family if plan.family != "auto" else automatic(scaler, plan.problem))
     sigma = plan.problem.sigma / scaler.cost_scale**0.5
     eps = eps or entropies(plan, family, scaler, run_source, run_target)
-    value = build_value(family, scaler, shape_of(family, plan.settings))
+    value = build_value(family, scaler, shape_of(family, plan.settings, scaler, opened.conditions))
     own = generator(plan.seed, "initialisation")
-    if isinstance(value, MixtureValue):
+    if isinstance(value, MixtureValue | LabelledMixture):
         if fresh:
-            value.eps.fill_(eps[0])
-            x, y = (_some(stream.probe(), PAIRED, own) for stream in (run_source, run_target))
-            initialise(value, x, y, seed=plan.seed)
-        learner: Learner = MixtureLearner(value, plan.settings, eps=eps, sigma=sigma)
+            _start_mixture(value, eps[0], run_source, run_target, own, plan.seed)
+        learner: Learner = MixtureLearner(value, plan.settings, eps=eps, sigma=sigma, group=group)
     else:
-        assert isinstance(value, NetworkValue)  # noqa: S101 (there are two families)
+        assert isinstance(value, Trainable)  # noqa: S101 (all others are)
         seed_parameters(value, own)
-        learner = NetworkLearner(value, plan.settings, eps=eps, sigma=sigma)
-    return Run(plan, family, scaler, eps, run_source, run_target, (x_held, y_held), learner, held is not None)
+        learner = NetworkLearner(value, plan.settings, eps=eps, sigma=sigma, group=group)
+    return Run(plan, family, scaler, opened.conditions, eps, run_source, run_target, (x_held, y_held), learner, held is not None)
+
+
+def automatic(scaler: Scaler, problem: Problem) -> str:
+    """The family for data of this shape."""
+    del problem
+    return "mixture" if scaler.size <= LOW_DIMENSION else "network"
+
+
+def _start_mixture(value: MixtureValue | LabelledMixture, eps: float, source: Mapped, target: Mapped, own: torch.Generator,
+                   seed: int) -> None:  # fmt: skip
+    x, y = (_some(stream.probe(), PAIRED, own) for stream in (source, target))
+    if isinstance(value, MixtureValue):
+        value.eps.fill_(eps)
+        initialise(value, x.x, y.x, seed=seed)
+    else:
+        rows = target.probe()
+        assert rows.c is not None  # noqa: S101 (labels chose this family)
+        value.set_eps(eps)
+        initialise_labelled(value, source.probe().x, rows.x, rows.c, seed=seed)
 
 
 def entropies(plan: Plan, family: str, scaler: Scaler, source: Mapped, target: Mapped) -> tuple[float, float]:
@@ -215,21 +166,24 @@ def entropies(plan: Plan, family: str, scaler: Scaler, source: Mapped, target: M
     if given is not None and plan.problem.sigma > 0:
         return given, given
     own = generator(plan.seed, "entropy")
-    mean = float(cost(_some(source.probe(), PAIRED, own), _some(target.probe(), PAIRED, own)).mean())
+    mean = float(cost(_some(source.probe(), PAIRED, own).x, _some(target.probe(), PAIRED, own).x).mean())
     end = mean * (plan.settings.mixture_eps_end if family == "mixture" else plan.settings.eps_end) if given is None else given
     return max(end, plan.settings.eps_start * mean), end
 
 
-def seed_parameters(value: NetworkValue, own: torch.Generator) -> None:
-    """PyTorch's own initialisation of linear layers, from one generator."""
+def seed_parameters(value: Value, own: torch.Generator) -> None:
+    """PyTorch's own initialisation of linear layers and convolutions, from one generator; other modules keep what they start with."""
     with torch.no_grad():
         for module in value.modules():
-            if isinstance(module, torch.nn.Linear):
-                bound = module.in_features**-0.5
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and bool(module.weight.any()):
+                bound = module.weight[0].numel() ** -0.5
                 for tensor in (module.weight, module.bias):
-                    tensor.copy_((2 * torch.rand(tensor.shape, generator=own) - 1) * bound)
+                    if tensor is not None:
+                        tensor.copy_((2 * torch.rand(tensor.shape, generator=own) - 1) * bound)
+            elif isinstance(module, torch.nn.Embedding):
+                module.weight.copy_(0.1 * torch.randn(module.weight.shape, generator=own))
 
 
-def _some(rows: Tensor, n: int, own: torch.Generator) -> Tensor:
+def _some(rows: Batch, n: int, own: torch.Generator) -> Batch:
     order = torch.randperm(len(rows), generator=own)[:n]
-    return rows[order.to(rows.device)]
+    return rows[order.to(rows.x.device)]

@@ -5,6 +5,8 @@ columns of both laws by one number, so that transport costs, and which plan is o
 scale^2. "auto" is columns for vectors whose source is the standard normal, and common for a data source and for images, where a rare
 pixel would weigh as much as a common one.
 
+The box is the range of the training rows, of vectors widened by half on each side: where ends of paths may lie (see `policy`).
+
 Constant columns of the target are set to their constant on the way out; without a data source they take no part at all.
 """
 
@@ -32,6 +34,7 @@ class Scaler:
         shift: (d,) subtracted from the flattened row.
         scale: (d,) what is left is divided by this.
         constant: (d,) columns with one value in the training target.
+        box: lower and upper corner of the box, (2, d); None for no bounds.
     """
 
     event: tuple[int, ...]
@@ -39,6 +42,7 @@ class Scaler:
     shift: Float[Tensor, " d"]
     scale: Float[Tensor, " d"]
     constant: Bool[Tensor, " d"]
+    box: Float[Tensor, "2 d"] | None = None
 
     @property
     def active(self) -> Tensor:
@@ -69,15 +73,33 @@ class Scaler:
         row[:, self.active] += z * self.scale[self.active]
         return torch.where(self.constant, self.shift, row).reshape(len(z), *self.event)
 
+    def start(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n *event"]:
+        """Model space to source rows: the inverse of `source`."""
+        if not self.noise:
+            return self.data(z)
+        row = z.new_zeros(len(z), len(self.shift))
+        row[:, self.active] = z
+        return row.reshape(len(z), *self.event)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The corners of the box in model space, (k,) each."""
+        if self.box is None:
+            return None
+        low, high = ((self.box - self.shift) / self.scale)[:, self.active]
+        return low, high
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that a model folder keeps."""
-        return {"scaler.shift": self.shift, "scaler.scale": self.scale, "scaler.constant": self.constant}
+        kept = {"shift": self.shift, "scale": self.scale, "constant": self.constant}
+        kept |= {} if self.box is None else {"box": self.box}
+        return {f"scaler.{name}": tensor for name, tensor in kept.items()}
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], config: dict[str, Any]) -> "Scaler":
         """The scaler that `tensors` and the configuration {event, noise} came from."""
         shift, scale, constant = (tensors[f"scaler.{name}"] for name in ("shift", "scale", "constant"))
-        return cls(tuple(config["event"]), config["noise"], shift, scale, constant)
+        return cls(tuple(config["event"]), config["noise"], shift, scale, constant, tensors.get("scaler.box"))
 
 
 def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *event"] | None, mode: str = "auto") -> Scaler:
@@ -108,4 +130,8 @@ def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *e
     elif mode == "common":
         both = y if source is None else torch.cat([y, source.flatten(1)])
         shift, scale = both.mean(0), y[:, ~constant].var(0).mean().sqrt().expand_as(scale).clone()
-    return Scaler(tuple(target.shape[1:]), source is None, torch.where(constant, y[0], shift), scale, constant)
+    rows = y if source is None else torch.cat([y, source.flatten(1)])
+    low, high = rows.amin(0), rows.amax(0)
+    margin = (high - low) / 2 if target.ndim == 2 else torch.zeros_like(low)
+    box = torch.stack([low - margin, high + margin])
+    return Scaler(tuple(target.shape[1:]), source is None, torch.where(constant, y[0], shift), scale, constant, box)

@@ -1,8 +1,8 @@
-"""Batches without end, from whatever holds the samples, in an order that a few integers restore exactly."""
+"""Batches without end, in an order that a few integers restore exactly."""
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from driftway import checks
-from driftway.checks import InputError, require
+from driftway.checks import require
 
-Data = Any  # an array, a tensor, a sampler callable or a DataLoader
 PROBE = 4096
 
 
@@ -31,11 +30,31 @@ def split_rows(rows: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Ten
     return rows[order[held:].sort().values], rows[order[:held]]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Rows (n, *event) with their labels (n,), vectors (n, k), or None."""
+
+    x: Tensor
+    c: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Batch":
+        return Batch(self.x[rows], None if self.c is None else self.c[rows])
+
+
+def join(batches: list[Batch]) -> Batch:
+    """Batches one after another."""
+    labels = [batch.c for batch in batches if batch.c is not None]
+    return Batch(torch.cat([batch.x for batch in batches]), torch.cat(labels) if labels else None)
+
+
 @runtime_checkable
 class Stream(Protocol):
-    """Batches (n, *event) without end."""
+    """Batches without end."""
 
-    def draw(self, n: int) -> Tensor:
+    def draw(self, n: int) -> Batch:
         """The next n rows; fewer where the data set has fewer."""
         ...
 
@@ -51,7 +70,7 @@ class Stream(Protocol):
         """A fingerprint of the data."""
         ...
 
-    def probe(self) -> Tensor:
+    def probe(self) -> Batch:
         """Rows to fit a scale on; drawing them moves no position."""
         ...
 
@@ -59,10 +78,10 @@ class Stream(Protocol):
 class Counted:
     """A stream whose n-th batch is a function of n: the base of samplers."""
 
-    def __init__(self, name: str, sample: Callable[[int, torch.Generator], Tensor], seed: int) -> None:
+    def __init__(self, name: str, sample: Callable[[int, torch.Generator], Batch], seed: int) -> None:
         self.name, self.sample, self.seed, self.drawn = name, sample, seed, 0
 
-    def draw(self, n: int) -> Tensor:
+    def draw(self, n: int) -> Batch:
         self.drawn += 1
         return self.sample(n, generator(self.seed, self.name, self.drawn))
 
@@ -72,7 +91,7 @@ class Counted:
     def restore(self, state: list[int]) -> None:
         (self.drawn,) = state
 
-    def probe(self) -> Tensor:
+    def probe(self) -> Batch:
         return self.sample(PROBE, generator(self.seed, self.name, "probe"))
 
     def digest(self) -> str:
@@ -82,11 +101,11 @@ class Counted:
 class Rows:
     """An array in shuffled epochs without replacement; what is left at the end of an epoch is skipped."""
 
-    def __init__(self, name: str, rows: Tensor, seed: int) -> None:
+    def __init__(self, name: str, rows: Batch, seed: int) -> None:
         self.name, self.rows, self.seed = name, rows, seed
         self.restore([0, 0])
 
-    def draw(self, n: int) -> Tensor:
+    def draw(self, n: int) -> Batch:
         n = min(n, len(self.rows))
         if self.position + n > len(self.rows):
             self.restore([self.epoch + 1, 0])
@@ -100,9 +119,9 @@ class Rows:
     def restore(self, state: list[int]) -> None:
         self.epoch, self.position = state
         order = torch.randperm(len(self.rows), generator=generator(self.seed, self.name, self.epoch))
-        self.order = order.to(self.rows.device)
+        self.order = order.to(self.rows.x.device)
 
-    def probe(self) -> Tensor:
+    def probe(self) -> Batch:
         return self.rows
 
     def digest(self) -> str:
@@ -110,13 +129,16 @@ class Rows:
 
 
 class Loader:
-    """A DataLoader: the first entry of each batch. The shuffle of each epoch is seeded, and the global stream is left alone."""
+    """A DataLoader: the first entry of each batch, and the second as labels where these are wanted.
 
-    def __init__(self, name: str, loader: DataLoader[Any], seed: int) -> None:
-        self.name, self.loader, self.seed = name, loader, seed
+    The shuffle of each epoch is seeded, and the global stream is left alone.
+    """
+
+    def __init__(self, name: str, loader: DataLoader[Any], seed: int, *, labelled: bool = False) -> None:
+        self.name, self.loader, self.seed, self.labelled = name, loader, seed, labelled
         self.restore([0, 0])
 
-    def draw(self, n: int) -> Tensor:
+    def draw(self, n: int) -> Batch:
         fresh = self.position == 0
         batch = self._take(n)
         if len(batch) < n and not fresh:
@@ -136,30 +158,30 @@ class Loader:
         if position:
             self._take(position)
 
-    def probe(self) -> Tensor:
-        rows: list[Tensor] = []
+    def probe(self) -> Batch:
+        rows: list[Batch] = []
         for batch in self._epoch(-1):
             rows.append(batch)
             if sum(map(len, rows)) >= PROBE:
                 break
         require(sum(map(len, rows)) >= 2, self.name, expected="a DataLoader with at least 2 rows", got="fewer", cure="give it data")
-        return torch.cat(rows)
+        return join(rows)
 
     def digest(self) -> str:
         return _digest(self.probe())
 
-    def _take(self, n: int) -> Tensor:
+    def _take(self, n: int) -> Batch:
         while sum(map(len, self.buffer)) < n:
             batch = next(self.batches, None)
             if batch is None:
                 break
             self.buffer.append(batch)
-        rows = torch.cat(self.buffer) if self.buffer else torch.empty(0)
+        rows = join(self.buffer) if self.buffer else Batch(torch.empty(0))
         self.buffer = [rows[n:]] if len(rows) > n else []
         self.position += len(rows[:n])
         return rows[:n]
 
-    def _epoch(self, epoch: int) -> Iterator[Tensor]:
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
         state = generator(self.seed, self.name, epoch).get_state()
         own, own_state, batches = self.loader.generator, state, None
         while True:
@@ -176,63 +198,30 @@ class Loader:
                 own.set_state(kept)
             if batch is None:
                 return
-            yield checks.samples(self.name, batch[0] if isinstance(batch, list | tuple) else batch, least=1)
+            yield batch_of(self.name, batch if self.labelled else batch[0] if isinstance(batch, list | tuple) else batch, self.labelled)
 
 
-def open_stream(name: str, data: Data, *, seed: int) -> Stream:
-    """A stream over an array, a tensor, a sampler `f(n, generator)`, `f(n, *, generator)` or `f(n)`, or a DataLoader.
+def batch_of(name: str, drawn: Any, labelled: bool) -> Batch:
+    """What a sampler or a DataLoader gave, as a batch.
 
     Raises:
-        InputError: if the data is none of these, or its samples are unusable.
+        InputError: if it is no rows, or no pair of rows and labels where labels are wanted.
     """
-    if isinstance(data, DataLoader):
-        return Loader(name, data, seed)
-    if not callable(data) or isinstance(data, Tensor):
-        return Rows(name, checks.samples(name, data), seed)
-    call = _calling(name, data)
-
-    def sample(n: int, own: torch.Generator) -> Tensor:
-        if call == "keyword":
-            rows = data(n, generator=own)
-        elif call == "second":
-            rows = data(n, own)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(own.get_state())
-                rows = data(n)
-        rows = checks.samples(name, rows, least=1)
-        require(len(rows) == n, name, expected=f"{n} rows from the sampler", got=len(rows), cure="return n rows")
-        return rows
-
-    return Counted(name, sample, seed)
+    if not labelled:
+        return Batch(checks.samples(name, drawn, least=1))
+    pair = list(drawn) if isinstance(drawn, list | tuple) else []
+    require(len(pair) >= 2, name, expected="pairs (rows, labels), as labels='batch' says", got=type(drawn).__name__,
+            cure="yield rows and labels")  # fmt: skip
+    x, c = checks.samples(name, pair[0], least=1), torch.as_tensor(pair[1])
+    require(c.ndim in (1, 2) and len(c) == len(x), name, expected=f"{len(x)} labels", got=f"shape {tuple(c.shape)}",
+            cure="yield one label per row")  # fmt: skip
+    return Batch(x, c)
 
 
-def _calling(name: str, sampler: Callable[..., Any]) -> str:
-    """How a sampler takes its generator: by keyword, as its second argument, or not at all."""
-    try:
-        signature = inspect.signature(sampler)
-    except (TypeError, ValueError):
-        return "none"
-    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for how, arguments, options in (("keyword", (1,), {"generator": 1}), ("second", (1, 1), {}), ("none", (1,), {})):
-        if how == "second" and len(needed) != 2:
-            continue
-        try:
-            signature.bind(*arguments, **options)
-        except TypeError:
-            continue
-        if how != "keyword" or "generator" in signature.parameters:
-            return how
-    raise InputError(name, expected="a sampler f(n, generator) or f(n)", got=f"a callable with {len(needed)} parameters",
-                     cure="wrap it in a function of n and generator")  # fmt: skip
-
-
-def normal_stream(size: int, like: Tensor, *, seed: int) -> Stream:
-    """The standard normal of `size` columns, in the dtype and on the device of `like`."""
-    return Counted("source", lambda n, own: torch.randn(n, size, generator=own).to(like), seed)
-
-
-def _digest(rows: Tensor) -> str:
-    header = f"{tuple(rows.shape)}{rows.dtype}".encode()
-    data = rows.contiguous().cpu().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(header + data.tobytes()).hexdigest()[:32]
+def _digest(batch: Batch) -> str:
+    whole = hashlib.sha256()
+    for rows in (batch.x, batch.c):
+        if rows is not None:
+            whole.update(f"{tuple(rows.shape)}{rows.dtype}".encode())
+            whole.update(rows.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:32]

@@ -1,0 +1,159 @@
+"""Conditions: what users call a label becomes a class index or a standardised vector, and that becomes features of a network.
+
+    classes   label -> 0..L-1, and -1 for null (no label)                  features: a learned row per class, one more for null
+    vectors   c -> (c - shift) / scale, and a row of NaN for null          features: a learned affine map, and a row for null
+
+Null is a condition like the others. What is learned for it is the value of the whole law, so that guidance can mix the two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from driftway.checks import InputError, require
+
+NULL = -1
+MOST = 10_000
+Label = int | str
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Which conditions a model knows: named classes, vectors, or (both empty) none.
+
+    Attributes:
+        classes: labels as users write them, in the order of their indices.
+        shift: (k,) means of the columns of condition vectors.
+        scale: (k,) their standard deviations, 1 for a constant column.
+    """
+
+    classes: tuple[Label, ...] = ()
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether the model takes conditions at all."""
+        return bool(self.classes or self.shift)
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What a conditional value is built with, beside its sizes."""
+        return ({"classes": len(self.classes)} if self.classes else {}) | ({"columns": len(self.shift)} if self.shift else {})
+
+    def null(self, n: int, like: Tensor) -> Tensor | None:
+        """The null condition for n rows; None for a model without conditions."""
+        if self.classes:
+            return torch.full((n,), NULL, device=like.device)
+        return like.new_full((n, len(self.shift)), torch.nan) if self.shift else None
+
+    def encode(self, argument: str, labels: Any, n: int, like: Tensor) -> Tensor:
+        """Labels of n rows, or one label for all of them, as the conditions that values take.
+
+        Raises:
+            InputError: if there are no conditions, a label is missing or unknown, or their number is not n.
+        """
+        require(self.known, argument, expected="None, as this model was trained without labels", got=repr(labels),
+                cure="leave it out, or train with labels")  # fmt: skip
+        if self.shift:
+            rows = _vectors(argument, labels, like)
+            rows = rows.expand(n, -1) if len(rows) == 1 else rows
+            require(rows.shape == (n, len(self.shift)), argument, expected=f"condition vectors of shape ({n}, {len(self.shift)})",
+                    got=f"{tuple(rows.shape)}", cure="give one vector per row, or one for all")  # fmt: skip
+            return (rows - like.new_tensor(self.shift)) / like.new_tensor(self.scale)
+        names = _names(argument, [labels] if isinstance(labels, int | str | np.integer) else labels)
+        index = {name: i for i, name in enumerate(self.classes)} | {str(name): i for i, name in enumerate(self.classes)}
+        for row, name in enumerate(names):
+            place = f" at row {row}" if len(names) > 1 else ""
+            require(name in index, argument, expected=f"one of {_listed(self.classes)}", got=f"{name!r}{place}",
+                    cure="use a label that the training data has")  # fmt: skip
+        found = torch.tensor([index[name] for name in names], device=like.device)
+        found = found.expand(n) if len(found) == 1 else found
+        require(len(found) == n, argument, expected=f"{n} labels, one per row, or one for all", got=f"{len(found)}",
+                cure="give as many labels as rows")  # fmt: skip
+        return found
+
+
+def fit_conditions(argument: str, labels: Any) -> Conditions:
+    """The conditions that training labels stand for: (n,) whole numbers or text are classes, (n, k) numbers are vectors.
+
+    Raises:
+        InputError: if they are neither, a label is missing, or there are more than 10,000 classes.
+    """
+    if getattr(labels, "ndim", 1) == 2:
+        rows = _vectors(argument, labels, torch.empty(0, dtype=torch.float64))
+        spread = rows.std(0)
+        return Conditions(shift=tuple(rows.mean(0).tolist()), scale=tuple(torch.where(spread > 0, spread, 1.0).tolist()))
+    names = _names(argument, labels)
+    kinds = {type(name) for name in names}
+    require(len(kinds) == 1, argument, expected="labels of one kind", got="whole numbers and text", cure="write all of them as text")
+    classes = tuple(sorted(set(names)))
+    require(len(classes) <= MOST, argument, expected=f"at most {MOST:,} classes", got=f"{len(classes):,}",
+            cure="pass numbers that measure something as vectors, shape (n, 1)")  # fmt: skip
+    return Conditions(classes=classes)
+
+
+class Conditioner(nn.Module):
+    """Features (n, width) of a condition; 0 features wide, it takes no condition.
+
+    Args:
+        classes: number L of classes, or 0.
+        columns: entries k of condition vectors, or 0.
+        width: of the features.
+    """
+
+    def __init__(self, *, classes: int, columns: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.rows = nn.Embedding(classes + 1, width) if classes else None
+        self.map = nn.Linear(columns, width) if columns else None
+        self.none = nn.Parameter(torch.zeros(width)) if columns else None
+
+    def forward(self, c: Tensor) -> Float[Tensor, "n width"]:
+        if self.rows is not None:
+            return self.rows(torch.where(c < 0, self.classes, c))
+        assert self.map is not None and self.none is not None  # noqa: S101, PT018 (it has one of the two)
+        missing = c.isnan().any(1, keepdim=True)
+        return torch.where(missing, self.none, self.map(torch.where(missing, 0.0, c)))
+
+
+def _names(argument: str, labels: Any) -> list[Label]:
+    """Labels as plain whole numbers or text."""
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    expected = "one label per row: whole numbers or text"
+    require(array.ndim == 1 and array.size > 0, argument, expected=expected, got=f"shape {array.shape}", cure="flatten them")
+    names: list[Label] = []
+    for row, entry in enumerate(array.tolist()):
+        if entry is None or entry == "" or entry != entry:
+            missing = sum(e is None or e == "" or e != e for e in array.tolist())
+            raise InputError(argument, expected=expected, got=f"no label at row {row} ({missing} such rows)",
+                             cure="label these rows or leave them out")  # fmt: skip
+        whole = isinstance(entry, bool | int) or (isinstance(entry, float) and entry.is_integer())
+        require(whole or isinstance(entry, str), argument, expected=expected, got=f"{entry!r} at row {row}",
+                cure="round them, or pass numbers that measure something as vectors, shape (n, 1)")  # fmt: skip
+        names.append(entry if isinstance(entry, str) else int(entry))
+    return names
+
+
+def _vectors(argument: str, labels: Any, like: Tensor) -> Tensor:
+    """Condition vectors (n, k), finite, from one vector or rows of them."""
+    try:
+        rows = torch.as_tensor(labels).to(like)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(argument, expected="condition vectors of numbers", got=repr(labels)[:60], cure="convert them") from None
+    rows = rows[None] if rows.ndim < 2 else rows
+    bad = ~rows.isfinite()
+    if bad.any():
+        row = int(bad.any(1).nonzero()[0])
+        raise InputError(argument, expected="finite numbers", got=f"{rows[row].tolist()} at row {row} ({int(bad.any(1).sum())} such rows)",
+                         cure="label these rows or leave them out")  # fmt: skip
+    return rows
+
+
+def _listed(classes: Sequence[Label]) -> str:
+    return ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")

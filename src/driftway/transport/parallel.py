@@ -1,0 +1,72 @@
+"""Training in several processes, data parallel, through Hugging Face Accelerate.
+
+All processes draw the same global batch, of `batch` rows for each process, and pair it with all its candidates, so candidates are
+shared. The costly part, fitting V, is shared out: process r takes rows r, r + R, r + 2R, ... of R processes, and gradients are
+averaged. R processes with a batch of B thus train as one with a batch of R B does, up to rounding.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from driftway.checks import InputError
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes R.
+        accelerator: what they talk through; None for one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    accelerator: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks to people."""
+        return self.rank == 0
+
+    def own(self, rows: Tensor) -> Tensor:
+        """The rows of a global batch that this process fits V to."""
+        return rows[self.rank :: self.size]
+
+    def average(self, tensors: Iterable[Tensor | None]) -> None:
+        """Replace tensors, gradients of this process, by their means over the processes."""
+        if self.size == 1:
+            return
+        own = [tensor for tensor in tensors if tensor is not None]
+        means = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in own]), reduction="mean")
+        for tensor, mean in zip(own, means.split([tensor.numel() for tensor in own]), strict=True):
+            tensor.copy_(mean.reshape(tensor.shape))
+
+    def mean(self, numbers: list[float], like: Tensor) -> list[float]:
+        """Means of numbers over the processes, the same in all of them."""
+        if self.size == 1:
+            return numbers
+        return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=like.device), reduction="mean").tolist()
+
+
+def launched() -> Group:
+    """The group that `accelerate launch` (or torchrun) started this process in; one process if none did.
+
+    Raises:
+        InputError: if there are several processes and Accelerate is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Group()
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise InputError("WORLD_SIZE", expected="Accelerate for several processes", got=f"{os.environ['WORLD_SIZE']} processes without it",
+                         cure="pip install 'driftway[accelerate]'") from None  # fmt: skip
+    accelerator = Accelerator()
+    return Group(accelerator.process_index, accelerator.num_processes, accelerator)
