@@ -83,25 +83,25 @@ class Flow:
     seconds: float
 
 
-def velocity_network(d: int, *, activation: str = "selu") -> nn.Sequential:
-    """Three layers of 64 units on [x, t]."""
-    sizes = [d + 1, *[WIDTH] * DEPTH]
+def velocity_network(d: int, *, width: int = WIDTH, activation: str = "selu") -> nn.Sequential:
+    """Three layers of `width` units on [x, t]."""
+    sizes = [d + 1, *[width] * DEPTH]
     hidden = [module for a, b in pairwise(sizes) for module in (nn.Linear(a, b), ACTIVATIONS[activation]())]
-    return nn.Sequential(*hidden, nn.Linear(WIDTH, d))
+    return nn.Sequential(*hidden, nn.Linear(width, d))
 
 
-def train(recipe: Recipe, source: Law, target: Law, *, seconds: float, seed: int) -> Flow:
-    """Train for so many processor seconds of this process, data and set-up included."""
+def train(recipe: Recipe, source: Law | Tensor, target: Law | Tensor, *, seconds: float, seed: int, width: int = WIDTH) -> Flow:
+    """Train for so many processor seconds of this process, data and set-up included, on laws or on rows (n, d)."""
     matcher = _matcher(recipe.matcher)
     with _global_streams(seed):
         begun = time.process_time()
         own = generator(seed, recipe.matcher, "data")
-        network = velocity_network(source.dim)
+        network = velocity_network(source.shape[1] if isinstance(source, Tensor) else source.dim, width=width)
         average = copy.deepcopy(network).requires_grad_(False)
         optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=1e-5, fused=True)
         k = 0
         while time.process_time() - begun < seconds:
-            x, y = (law.sample(recipe.batch, generator=own) for law in (source, target))
+            x, y = (_draw(side, recipe.batch, own) for side in (source, target))
             t, x_t, u = matcher.sample_location_and_conditional_flow(x, y)
             loss = (network(torch.cat([x_t, t[:, None]], 1)) - u).square().mean()
             optimizer.zero_grad()
@@ -126,6 +126,12 @@ def follow(network: nn.Module, x: Tensor, steps: int) -> Path:
         actions.append(network(torch.cat([states[-1], t.expand(len(x), 1)], 1)))
         states.append(states[-1] + (later - t) * actions[-1])
     return Path(times, torch.stack(states), torch.stack(actions))
+
+
+def _draw(side: Law | Tensor, n: int, own: torch.Generator) -> Tensor:
+    if isinstance(side, Tensor):
+        return side[torch.randint(len(side), (n,), generator=own)]
+    return side.sample(n, generator=own)
 
 
 def _matcher(kind: str) -> Any:

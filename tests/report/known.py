@@ -1,8 +1,11 @@
 """Models whose map is known: x -> x + r, by a mixture of one component."""
 
+from dataclasses import replace
+
 import torch
 
-from driftway.transport import MixtureValue, Problem, TransportModel
+from driftway.transport import Conditions, MixtureValue, Problem, TransportModel
+from driftway.transport.labelled import LabelledMixture
 from driftway.transport.scaler import Scaler
 
 TRAINING = {
@@ -23,3 +26,13 @@ def translation(r, event=None, *, noise=False, shift=0.0, scale=1.0, sigma=0.0, 
     one = torch.ones(d, dtype=torch.float64)
     scaler = Scaler(tuple(event or (d,)), noise, shift * one, scale * one, torch.zeros(d, dtype=torch.bool))
     return TransportModel(value, Problem(sigma=sigma), scaler, "mixture", {"components": 1}, training)
+
+
+def labelled_translation(moves, event=None, *, noise=False):
+    """x -> x + r with an r for each label, and x -> x without one."""
+    whole = translation(torch.zeros(len(next(iter(moves.values())))), event, noise=noise)
+    value = LabelledMixture(whole.value_function.event, components=1, classes=len(moves), eps=1e-16).double().requires_grad_(False)
+    for c, r in enumerate(moves.values()):
+        value.part(c).r.copy_(torch.as_tensor(r).double()[None])
+    shape, conditions = {"components": 1, "classes": len(moves)}, Conditions(classes=tuple(moves))
+    return replace(whole, value_function=value, shape=shape, conditions=conditions)

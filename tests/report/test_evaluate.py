@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 from driftway.checks import InputError
 from driftway.report import evaluate, held_rows
-from tests.report.known import rows, translation
+from tests.report.known import labelled_translation, rows, translation
 
 
 def assigned_w2(x, y):
@@ -93,6 +93,49 @@ def test_the_headline_is_four_steps_or_the_nearest():
     x = rows(6, 2)
     assert evaluate(translation([0, 1]), x, x, steps=[1, 4, 20]).headline.steps == 4
     assert evaluate(translation([0, 1]), x, x, steps=[1, 20, 3]).headline.steps == 3
+
+
+MOVES = {"left": [-9.0, 0.0], "right": [9.0, 0.0]}
+
+
+def labelled(n, *, share=0.5, seed=0):
+    names = ["left" if u < share else "right" for u in torch.rand(n, generator=torch.Generator().manual_seed(seed))]
+    return names, rows(n, 2, seed=seed + 1) + torch.tensor([MOVES[name] for name in names]).double()
+
+
+def test_labels_are_those_of_the_rows_and_so_are_costs():
+    """The paths of 81 are optimal within labels, whatever the cheaper plan without them is."""
+    model, x = labelled_translation(MOVES), rows(60, 2)
+    names, _ = labelled(60)
+    start, _ = held_rows(model, x, x, limit=60, seed=0)
+    _, order = held_rows(model, x, torch.arange(120.0).reshape(60, 2).double(), limit=60, seed=0)
+    place = (order[:, 0] / 2).long()
+    y = torch.empty_like(x)
+    y[place] = start + torch.tensor([MOVES[names[i]] for i in place]).double()
+    found = evaluate(model, x, y, labels=names, steps=[2])
+    assert found.headline.w2 == pytest.approx(0, abs=1e-6)
+    assert found.squared_w2 == pytest.approx(81)
+    assert found.headline.normalised_energy == pytest.approx(0, abs=1e-6)
+
+
+def test_a_perfect_labelled_model_is_at_the_floor():
+    """Labels are clusters, so W2 is mostly the luck of how many rows have each: it must be the same luck on both sides."""
+    ratios = []
+    for seed in range(8):
+        names, y = labelled(120, seed=10 * seed)
+        found = evaluate(labelled_translation(MOVES), rows(120, 2, seed=10 * seed + 2), y, labels=names, steps=[1], seed=seed)
+        ratios.append(found.headline.w2_at_floor / found.floor)
+    assert sum(ratios) / 8 == pytest.approx(1, abs=0.06)
+
+
+def test_labels_follow_the_order_of_the_rows():
+    found = evaluate(labelled_translation(MOVES), rows(40, 2), sorted_rows := rows(80, 2, seed=1) + torch.cat(
+        [torch.tensor([[-9.0, 0.0]]).expand(40, 2), torch.tensor([[9.0, 0.0]]).expand(40, 2)]), labels=["left"] * 40 + ["right"] * 40,
+        steps=[1])  # fmt: skip
+    assert (found.n, found.floor_rows, len(sorted_rows)) == (40, 40, 80)
+    assert found.headline.w2_at_floor < 1.3 * found.floor
+    with pytest.raises(InputError, match=r"^labels: expected 80 labels"):
+        evaluate(labelled_translation(MOVES), rows(40, 2), sorted_rows, labels=["left"])
 
 
 @pytest.mark.parametrize("y", [torch.ones(8, 2).double(), rows(8, 2)], ids=["constant", "source"])

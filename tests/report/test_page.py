@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from driftway.report import Quality, evaluate, page, write_report
 from driftway.report.page import verdict
-from tests.report.known import rows, translation
+from tests.report.known import labelled_translation, rows, translation
 
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)> & {{ 7*7 }}"
 KINDS = {"2-D": (2,), "5-D": (5,), "digits": (64,)}  # the first under hostile words
@@ -85,6 +86,37 @@ def test_it_is_accessible_and_complete(html):
         assert wanted in found.text["h2"]
     for setting in ("driftway", "torch", "python", "float64", "cpu", "mixture", "60"):
         assert setting in found.text["dt"] + found.text["dd"]
+
+
+LABELLED = {"2-D": (2,), "1-D": (1,), "digits": (64,), "colour": (3, 4, 4)}
+CLASSES = (HOSTILE, "$x_", *(f"class {k}" for k in range(10)))
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_labels_have_a_picture(kind, tmp_path, monkeypatch):
+    for name in ("samples", "trajectories", "neighbours", "landscape", "quality", "certificate"):
+        monkeypatch.setattr(page.plots, f"draw_{name}", lambda *_, **__: Figure((1, 1)))  # the other pictures have their own tests
+    event = LABELLED[kind]
+    y = rows(60, *event)
+    names = [CLASSES[i % 12] for i in range(60)]
+    model = labelled_translation({name: torch.full(y[0].shape, float(k)).flatten() for k, name in enumerate(CLASSES)}, event, noise=True)
+    evaluation = evaluate(model, None, y, labels=names, steps=[1])
+    for given, path in ((names, tmp_path / "with.html"), (None, tmp_path / "without.html")):
+        write_report(path, model, evaluation, None, y, command="fit", title="labels", labels=given)
+    html, without = ((tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("with", "without"))
+    test_it_refers_to_nothing_outside(html)
+    found, other = Page(html), Page(without)
+    assert "Samples by label" in found.text["h3"]
+    assert "Samples by label" not in other.text["h3"]
+    assert len(found.all("img")) == len(other.all("img")) + 1
+    (alt,) = [image["alt"] for image in found.all("img") if "the first 10 of 12 labels" in image["alt"]]
+    assert "class 7" in alt
+    assert "class 8" not in alt
+    assert ("guidance" in alt) == (kind in ("digits", "colour"))
+    assert not found.all("script")
+    assert "12 (" in found.text["dd"]
+    assert "labels of the held-out rows" in html
+    assert "labels of the held-out rows" not in without
 
 
 def test_titles_and_commands_are_text(html):

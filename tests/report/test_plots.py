@@ -16,6 +16,7 @@ from driftway.report import (
     draw_trajectories,
     evaluate,
 )
+from driftway.report.classes import draw_class_images, draw_class_points
 from driftway.report.plots import PATHS
 from driftway.report.style import embed, percent
 from driftway.report.view import image_shape, plane, sheet
@@ -28,7 +29,7 @@ def titles(figure):
 
 @pytest.mark.parametrize(("event", "shape"), [
     ((64,), (8, 8)), ((784,), (28, 28)), ((5, 7), (5, 7)), ((1, 5, 7), (5, 7)),
-    ((2,), None), ((63,), None), ((1, 2), None), ((3, 4, 4), None),
+    ((3, 5, 7), (3, 5, 7)), ((2,), None), ((63,), None), ((1, 2), None), ((4, 4, 4), None), ((3, 4, 1), None),
 ])  # fmt: skip
 def test_which_rows_are_images(event, shape):
     assert image_shape(event) == shape
@@ -56,6 +57,53 @@ def test_a_sheet_holds_every_image_in_reading_order():
     assert page[3:, :2].tolist() == [[8, 9], [10, 11]]
     assert np.isnan(page[2]).all()
     assert np.isnan(page[3:, 3:]).all()
+
+
+def test_a_sheet_in_colour_is_its_three_channels():
+    images = torch.rand(5, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    page = sheet(images, (3, 4, 6), 2)
+    for channel in range(3):
+        assert np.array_equal(page[..., channel], sheet(images[:, channel], (4, 6), 2), equal_nan=True)
+
+
+def test_colours_are_shown_as_they_are_and_seams_are_blank():
+    y = torch.zeros(6, 3, 4, 4)
+    y[:, 0] = 0.5
+    y[3, 0] = 1.0
+    image = draw_samples(y, y, steps=1).axes[0].images[0].get_array()
+    assert image.shape[2] == 3
+    assert image[0, 0].tolist() == [0.5, 0, 0]
+    assert image[0, 4].tolist() == [1, 1, 1]
+
+
+def test_every_class_has_its_row_of_images():
+    rows_of = torch.arange(3.0).repeat_interleave(8)[:, None, None].expand(24, 5, 4)
+    figure = draw_class_images([("guidance 1", rows_of), ("guidance 2", 2 - rows_of)], rows_of, ["a", "$b$", "_c"])
+    assert titles(figure) == ["guidance 1", "guidance 2"]
+    for axes, values in zip(figure.axes, ([0, 1, 2], [2, 1, 0]), strict=True):
+        image, places = axes.images[0].get_array(), axes.get_yticks()
+        assert [float(image[round(place), 0]) for place in places] == values
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["a", r"\$b\$", " _c"]
+    embed(figure, "png")
+
+
+def test_every_class_has_its_points():
+    drawn, y, names = rows(40, 2), rows(40, 2, seed=1), ["first" if i % 3 else "_$x" for i in range(40)]
+    figure = draw_class_points(drawn, y, names, names, ["_$x", "first"])
+    assert titles(figure) == ["samples by label", "held-out data by label"]
+    for axes, given in zip(figure.axes, (drawn, y), strict=True):
+        for points, name in zip(axes.collections, ("_$x", "first"), strict=True):
+            assert np.allclose(points.get_offsets(), given[[own == name for own in names]])
+        assert len({tuple(points.get_facecolor()[0][:3]) for points in axes.collections}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [r" _\$x", "first"]
+    embed(figure, "png")
+
+
+@pytest.mark.parametrize("event", [(1,), (5,)])
+def test_classes_of_every_shape(event):
+    drawn, names = rows(30, *event), [str(i % 2) for i in range(30)]
+    _, inches = embed(draw_class_points(drawn, drawn, names, names, ["0", "1"]), "png")
+    assert 4 < inches < 10
 
 
 def test_scatter_shows_the_rows_on_common_axes():

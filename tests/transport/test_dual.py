@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftway.transport import Certificate, certificate, exact_coupling, solve_assignment_program, w2
-from driftway.transport.dual import bracket, dual_loss, occupancy, semi_dual
+from driftway.transport.dual import bracket, dual_loss, occupancy, pair_by, semi_dual
 from driftway.transport.problem import cost
 from tests.closed_forms.answers import UniformToExponential, gaussian_pair
 from tests.transport.recipes import DOUBLE, draw, mixture, model_of, network, rng
@@ -148,3 +148,21 @@ def test_a_certificate_of_exact_values_closes_with_the_samples():
         assert found.upper >= exact(x, y) - 1e-9
         gaps.append(found.gap)
     assert gaps[1] < gaps[0] / math.sqrt(16) * 2
+
+
+# --- classes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 2), (10, 3), (20, 5)])
+def test_with_labels_the_dual_loss_vanishes_on_balanced_weights(seed, classes):
+    """Every class covers its own candidates by its share of the states, and prices of a class are known up to their median."""
+    x, y, g = draw(20, 2, seed=seed), draw(15, 2, seed=seed + 1), draw(15, seed=seed + 2)
+    c_x, c_y = torch.arange(20) ** 2 % classes, torch.arange(15) % classes
+    pairing = pair_by(c_x, c_y, weight=1.0, like=y)
+    assert float(pairing.mass.sum()) == pytest.approx(1, abs=1e-6)
+    found = occupancy(x, y, g, eps=0.5, scalings=300, pairing=pairing)
+    torch.testing.assert_close(found.balanced.mean(0), pairing.mass, atol=1e-6, rtol=1e-5)
+    used = pairing.mass > 0
+    assert float(((found.g - g)[used]).abs().max()) < 50
+    for k in c_x.unique().tolist():
+        assert float((found.g - g)[c_y == k].abs().min()) == pytest.approx(0, abs=1e-9), "the median stays"

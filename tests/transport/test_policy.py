@@ -314,3 +314,58 @@ def test_a_rule_is_its_function(rule):
     value, x = network(2), draw(9, 2)
     act = {"explicit": explicit, "proximal": proximal}[rule]
     torch.testing.assert_close(model_of(value, noise=False).sample(x, steps=1, rule=rule), x + act(value, x, 0.0, 1.0))
+
+
+# --- bounded paths ------------------------------------------------------------------------------------------------------
+
+
+class Absurd(Quadratic):
+    """Gradients a million times the state, away from zero or across it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(factor * torch.eye(2, dtype=DOUBLE), torch.full((2,), factor, dtype=DOUBLE))
+
+
+def wild() -> Value:
+    """A network whose weights are a thousand times too large."""
+    value = network(2)
+    for parameter in value.parameters():
+        parameter.mul_(1e3 if parameter.ndim else 1.0)
+    return value
+
+
+BOX = torch.tensor([-1.0, -2.0], dtype=DOUBLE), torch.tensor([3.0, 2.0], dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("rule", ["explicit", "proximal"])
+@pytest.mark.parametrize("value", [Absurd(1e6), Absurd(-1e6), wild()], ids=["across", "away", "network"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 60])
+def test_no_path_leaves_the_hull_of_its_start_and_the_box(value, steps, rule):
+    x = 4 * draw(50, 2)
+    low, high = torch.minimum(x, BOX[0]) - 1e-9, torch.maximum(x, BOX[1]) + 1e-9
+    noise = SampleNoise(0, first=0, n=50, like=x)
+    times = [h / steps for h in range(steps + 1)]
+    states = [z for _, z in simulate(value, x, times=times, sigma=0.0, rule=rule, noise=noise, box=BOX)]
+    assert all(((z >= low) & (z <= high)).all() for z in states)
+    assert ((states[-1] >= BOX[0] - 1e-9) & (states[-1] <= BOX[1] + 1e-9)).all(), "the end is in the box"
+    if rule == "explicit":
+        free = [z for _, z in simulate(value, x, times=times, sigma=0.0, rule=rule, noise=noise)]
+        assert not all(((z >= low) & (z <= high)).all() for z in free), "without the box they do leave"
+
+
+@pytest.mark.parametrize("rule", ["explicit", "proximal"])
+def test_paths_whose_ends_are_inside_are_left_alone(rule):
+    pair = gaussian_pair(2, seed=4)
+    x, noise = pair.source(50, generator=rng()), SampleNoise(0, first=0, n=50, like=draw(1, 2))
+    wide = torch.full((2,), -1e3, dtype=DOUBLE), torch.full((2,), 1e3, dtype=DOUBLE)
+    times = [0.0, 0.1, 0.5, 1.0]
+    free, boxed = ([z for _, z in simulate(Known(pair), x, times=times, sigma=0.0, rule=rule, noise=noise, box=box)]
+                   for box in (None, wide))  # fmt: skip
+    torch.testing.assert_close(torch.stack(boxed), torch.stack(free), atol=1e-9, rtol=1e-9)
+
+
+def test_an_infinite_gradient_ends_on_the_box():
+    x, noise = 0.5 * draw(9, 2), SampleNoise(0, first=0, n=9, like=draw(1, 2))
+    for _, z in simulate(Absurd(-1e308), 1e5 + x, times=[0.0, 0.5, 1.0], sigma=0.0, rule="explicit", noise=noise, box=BOX):
+        assert z.isfinite().all()
+    torch.testing.assert_close(z, BOX[1].expand(9, 2))

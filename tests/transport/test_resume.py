@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from driftway import store
 from driftway.checks import Diverged, InputError
-from driftway.transport import Interrupted, Problem, Settings, TransportModel, fit, held_rows, iterate
+from driftway.transport import Interrupted, Problem, Settings, TransportModel, fit, held_labels, held_rows, iterate
 from driftway.transport.checkpoint import CHECKPOINT, load_run
 from driftway.transport.run import Plan, start_run
 from tests.transport.recipes import DOUBLE, FAMILIES, SMALL, draw, identical, uneven, weights
@@ -170,6 +170,73 @@ def test_the_held_out_rows_of_a_folder_are_in_data_units(tmp_path):
     assert all((row == Y).all(1).any() for row in y)
     assert x.shape == (15, 2)
     fault(lambda: held_rows(tmp_path / "none"), "folder", "got none")
+
+
+LABELS = {"classes": ["a", "b", "b"] * 50, "numbers": torch.arange(150) % 3, "vectors": Y[:, :1].sin().numpy()}
+PAIRS = [(family, name) for family in (*FAMILIES, "vector") for name in LABELS if (family, name) != ("mixture", "vectors")]
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_a_run_with_labels_ends_as_an_uninterrupted_one(family, name, tmp_path):
+    options = {"family": family, "labels": LABELS[name]}
+    if name == "classes":
+        options |= {"source": X, "source_labels": ["b", "a"] * 65}
+    whole = train(tmp_path / "whole", **options)
+    with pytest.raises(Stop):
+        train(tmp_path / "parts", at=11, **options)
+    parts = train(tmp_path / "parts", resume=True, **options)
+    assert identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert parts.conditions == whole.conditions
+
+
+@pytest.mark.parametrize("target", ["sampler", "loader"])
+def test_a_run_on_pairs_ends_as_an_uninterrupted_one(target, tmp_path):
+    labels = torch.arange(150) % 3
+
+    def pairs(n, own):
+        rows = torch.randint(len(Y), (n,), generator=own)
+        return Y[rows], labels[rows]
+
+    for folder, at in (("whole", None), ("parts", 11)):
+        data = pairs if target == "sampler" else DataLoader(TensorDataset(Y, labels), batch_size=20, shuffle=True)
+        try:
+            train(tmp_path / folder, at=at, target=data, labels="batch")
+        except Stop:
+            train(tmp_path / folder, target=data, labels="batch", resume=True)
+    assert identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize(("labels", "source_labels", "argument", "words"), [
+    (None, None, "labels", "expected the run's labels, got none; pass what the run was begun with"),
+    (["b", "a", "a"] * 50, ["b", "a"] * 65, "target", "got other data"),
+    (["a", "b", "c"] * 50, ["b", "a"] * 65, "labels", "expected one of a, b, got 'c' at row 2"),
+    (["a", "b", "b"] * 50, None, "source", "got other data"),
+    (["a", "b", "b"] * 50, ["a", "b"] * 65, "source", "got other data"),
+    (["a", "b", "b"], ["b", "a"] * 65, "labels", "expected 150 labels"),
+])  # fmt: skip
+def test_other_labels_are_refused(labels, source_labels, argument, words, tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, at=3, source=X, labels=LABELS["classes"], source_labels=["b", "a"] * 65)
+    before = contents(tmp_path)
+    fault(lambda: fit(X, Y, labels=labels, source_labels=source_labels, resume=tmp_path, steps=30), argument, words)
+    assert contents(tmp_path) == before
+
+
+def test_labels_for_a_run_without_are_refused(tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, at=3)
+    fault(lambda: fit(None, Y, labels=LABELS["classes"], resume=tmp_path, steps=30), "labels", "expected none, as in the run, got labels")
+
+
+def test_held_out_labels_are_those_of_the_held_out_rows(tmp_path):
+    train(tmp_path / "split", steps=1, labels=LABELS["classes"])
+    _, y = held_rows(tmp_path / "split")
+    rows = [int((row == Y).all(1).nonzero()[0]) for row in y]
+    assert held_labels(tmp_path / "split") == [LABELS["classes"][i] for i in rows]
+    train(tmp_path / "given", steps=1, labels=LABELS["classes"], held=(draw(9, 2).float(), Y[:9]))
+    assert held_labels(tmp_path / "given") is None
+    train(tmp_path / "none", steps=1)
+    assert held_labels(tmp_path / "none") is None
 
 
 # --- killed -------------------------------------------------------------------------------------------------------------

@@ -171,3 +171,42 @@ def test_columns_are_not_scaled_apart_between_data_sets():
 def test_constant_rows_are_refused(data_source):
     with pytest.raises(InputError, match="target: expected a column that varies, got constant rows"):
         fit_scaler(torch.ones(5, 3), source=torch.ones(4, 3) if data_source else None)
+
+
+# --- the box ------------------------------------------------------------------------------------------------------------
+
+
+@every_mode
+def test_the_box_holds_all_training_rows(mode, data_source):
+    """Half a range wider on each side for vectors; in model space its corners are those of the data."""
+    y, x = with_constants(rows()), rows(30, 1) if data_source else None
+    scaler = quiet(y, source=x, mode=mode)
+    whole = y if x is None else torch.cat([y, x])
+    low, high = whole.amin(0), whole.amax(0)
+    torch.testing.assert_close(scaler.box, torch.stack([low - (high - low) / 2, high + (high - low) / 2]))
+    corners = scaler.bounds
+    assert corners is not None
+    torch.testing.assert_close(scaler.target(scaler.box), torch.stack(corners))
+    assert all(((scaler.target(z) >= corners[0]) & (scaler.target(z) <= corners[1])).all() for z in (y, x) if z is not None)
+
+
+def test_the_box_of_images_is_their_range():
+    y = torch.rand(20, 3, 4)
+    scaler = fit_scaler(y, source=None)
+    torch.testing.assert_close(scaler.box, torch.stack([y.flatten(1).amin(0), y.flatten(1).amax(0)]))
+
+
+def test_the_box_is_kept_and_an_older_scaler_has_none():
+    scaler = fit_scaler(rows(), source=None)
+    config = {"event": [4], "noise": True}
+    assert torch.equal(Scaler.of(scaler.tensors(), config).box, scaler.box)
+    old = Scaler.of({name: z for name, z in scaler.tensors().items() if name != "scaler.box"}, config)
+    assert old.bounds is None
+
+
+@every_mode
+def test_starts_come_back(mode, data_source):
+    """`start` is the inverse of `source`, but for constant columns, which have no place in model space."""
+    x = rows(30, 1)
+    scaler = quiet(rows(), source=x if data_source else None, mode=mode)
+    torch.testing.assert_close(scaler.start(scaler.source(x)), x)

@@ -86,9 +86,9 @@ def finish(model: TransportModel, folder: Path, *, source_is_data: bool, names: 
     """Save the model, evaluate it on the held-out rows, print the figures, write the report."""
     model = replace(model, training={**model.training, "columns": list(names), "command": command})
     model.save(folder)
-    x, y = held_rows(folder)
-    evaluation = evaluate_model(model, x if source_is_data else None, y, labels=held_labels(folder))
-    write_report(folder / "report.html", model, evaluation, x, y, command=command, title=title)
+    (x, y), labels = held_rows(folder), held_labels(folder)
+    evaluation = evaluate_model(model, x if source_is_data else None, y, labels=labels)
+    write_report(folder / "report.html", model, evaluation, x, y, command=command, title=title, labels=labels)
     facts = model.training
     out.print(f"{model.family} value, {facts['steps']} steps in {facts['seconds']:.1f} s")
     say_certificate(evaluation.certificate, proven=model.problem.sigma == 0)
@@ -143,7 +143,8 @@ def evaluate(
     say_certificate(evaluation.certificate, proven=model.problem.sigma == 0)
     say_evaluation(evaluation)
     if report is not None:
-        write_report(report, model, evaluation, x, y, command=shlex.join(_command()), title=f"{target.name} held out")
+        write_report(report, model, evaluation, x, y, command=shlex.join(_command()), title=f"{target.name} held out",
+                     labels=rows.labels)  # fmt: skip
         out.print(f"report: {report}", soft_wrap=True)
 
 

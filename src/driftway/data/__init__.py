@@ -2,8 +2,9 @@
 
 from driftway.data.digits import digits
 from driftway.data.images import ImageSet, read_images
+from driftway.data.labels import Labelled, read_labelled
 from driftway.data.laws import PAIRS, Law, eight_gaussians, moons, s_curve, standard_normal
-from driftway.data.readers import Labelled, Table, read_labelled, read_table
+from driftway.data.readers import Table, read_table
 from driftway.data.writers import writable, write_table
 
 __all__ = [

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from driftway.checks import InputError, real, require
-from driftway.data.readers import cell_number
+from driftway.data.cells import cell_number
 from driftway.store import write_file
 
 

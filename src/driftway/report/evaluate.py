@@ -8,15 +8,18 @@
     straight   E|x_H - x_0|^2 / energy          1 for straight paths at constant speed
 
 n is the number of rows that both sides have, at most `limit`; m = n where y has 2n rows, else half the rows of y. The last two
-are means over a few random choices of y_a, y_b and z_c, as one choice is mostly luck where the data has clusters. All is in the
-units of the data, except the certificate of a model whose source is the standard normal (see `certificate`).
+are means over a few random choices of y_a, y_b and z_c, as one choice is mostly luck where the data has clusters. With labels the
+paths take those of y, z_c those of y_b, and W2(x, y)^2 is its mean over the labels, each with its own rows. All is in the units of
+the data, except the certificate of a model whose source is the standard normal (see `certificate`).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -66,7 +69,7 @@ class Evaluation:
     Attributes:
         qualities: one per number of steps.
         floors: W2 of two disjoint sets of `floor_rows` held-out target rows, for several random choices of them.
-        squared_w2: W2^2 of the source and target rows.
+        squared_w2: W2^2 of the source and target rows, with labels within these.
         certificate: bracket of half of it, by the model's prices and its policy of four steps.
         n: rows of each side.
         floor_rows: rows of each set behind the floor.
@@ -114,7 +117,7 @@ class Evaluation:
 
 
 def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Float[Tensor, "m *event"], *,
-             labels: Sequence[int | str] | None = None, steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000,
+             labels: Any = None, steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000,
              seed: int = 0) -> Evaluation:  # fmt: skip
     """Measure a model on held-out rows.
 
@@ -122,7 +125,8 @@ def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Floa
         model: what is measured.
         x: held-out source rows, or None to draw standard normal ones.
         y: held-out target rows, at least 2.
-        labels: labels of y. Samples take the same labels, so their law is that of y; without them it is the whole law.
+        labels: labels of y, (m,), or condition vectors. Samples take the same ones, so their law is that of y; without them it is
+            the whole law.
         steps: numbers of policy steps to try.
         limit: the most rows of a side that are used; exact transport costs about limit^2 memory and limit^3 time.
         seed: of everything random; the same arguments give the same numbers.
@@ -132,23 +136,21 @@ def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Floa
     """
     counts = [checks.count("steps", count) for count in steps]
     require(len(counts) > 0, "steps", expected="one number of steps or more", got="none", cure="pass steps=(1, 4)")
-    order = _order(len(y), seed, "target").tolist()
-    require(labels is None or len(labels) == len(y), "labels", expected=f"{len(y)} labels, one per row of y",
-            got=len(labels or ()), cure="give one label per row")  # fmt: skip
+    label = held_names(labels, len(y), seed=seed)
     x, y = held_rows(model, x, y, limit=limit, seed=seed)
     n = len(x)
-    label = None if labels is None else [labels[i] for i in order[:n]]
+    label = None if label is None else label[:n]
     few = min(n, len(y) // 2)
-    splits = [(_shuffled(y[: 2 * few], seed, split), _order(n, seed, split)[:few].to(y.device)) for split in range(SPLITS)]
-    floors = tuple(w2(rows[few:], rows[:few]) for rows, _ in splits)
+    splits = [_split(y, n, few, (seed, split), labelled=label is not None) for split in range(SPLITS)]
+    floors = tuple(w2(other, rows) for rows, other, _ in splits)
     y = y[:n]
-    squared = w2(model.scaler.data(model.scaler.source(x)), y) ** 2
+    squared = _squared(model.scaler.data(model.scaler.source(x)), y, label if model.classes else None)
     same = squared <= 1e-12 * float(y.double().flatten(1).var(0).sum())
     qualities = []
     for count in counts:
         path = model.path(x, steps=count, label=label, seed=seed)
         end = path.states[-1]
-        near = fmean(w2(end[chosen], rows[:few]) for rows, chosen in splits)
+        near = fmean(w2(end[chosen], rows) for rows, _, chosen in splits)
         far = near if few == n else w2(end, y)
         normalised = math.nan if same else normalised_path_energy(path, squared)
         qualities.append(Quality(count, far, near, path_energy(path), normalised, straightness(path)))
@@ -172,6 +174,38 @@ def held_rows(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Flo
     if x is None:
         return torch.randn(n, *model.event, generator=generator(seed, "evaluation", "normal")).to(like), y
     return _shuffled(checks.samples("x", x, event=model.event).to(like), seed, "source")[:n], y
+
+
+def held_names(labels: Any, rows: int, *, seed: int) -> list[Any] | None:
+    """The labels of the target rows in the order in which an evaluation uses these; None for None.
+
+    Raises:
+        InputError: if they are not one per row.
+    """
+    if labels is None:
+        return None
+    require(len(labels) == rows, "labels", expected=f"{rows} labels, one per row of y", got=len(labels), cure="give one label per row")
+    return np.asarray(labels)[_order(rows, seed, "target").numpy()].tolist()
+
+
+def _split(y: Tensor, n: int, few: int, key: tuple[int, int], *, labelled: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y_a, y_b, and the indices of z_c. With labels z_c takes those of y_b, so that chance moves the labels of both alike."""
+    chosen = _order(n, *key)[:few].to(y.device)
+    if not labelled:
+        rows = _shuffled(y[: 2 * few], *key)
+        return rows[:few], rows[few:], chosen
+    rest = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    rest[chosen] = False
+    return _shuffled(y[rest], *key)[:few], y[chosen], chosen
+
+
+def _squared(x: Tensor, y: Tensor, label: list[Any] | None) -> float:
+    """W2^2, with labels the mean over rows of that within their label: what paths that end in their label cost at least."""
+    if label is None:
+        return w2(x, y) ** 2
+    names = list(map(str, label))
+    places = [torch.tensor([i for i, name in enumerate(names) if name == own], device=y.device) for own in sorted(set(names))]
+    return sum(len(rows) * w2(x[rows], y[rows]) ** 2 for rows in places) / len(y)
 
 
 def _shuffled(rows: Tensor, seed: int, key: object) -> Tensor:

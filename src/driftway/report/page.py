@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from driftway import __version__, store
-from driftway.report import plots
-from driftway.report.evaluate import Evaluation, held_rows
+from driftway.report import classes, plots
+from driftway.report.evaluate import Evaluation, held_names, held_rows
 from driftway.report.style import embed, percent
 from driftway.report.view import image_shape
 from driftway.transport import TransportModel
 
 SMOOTH, CLOSE = 20, 1.1
+SOLVED = ("converged", "marginal_error", "marginal_floor")  # facts of a table
 BOTH = ("eps_start",)  # the setting that is neither of one family nor of the other
 
 
@@ -37,7 +38,7 @@ class Picture:
 
 
 def write_report(path: str | Path, model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
-                 y: Float[Tensor, "m *event"], *, command: str, title: str) -> None:  # fmt: skip
+                 y: Float[Tensor, "m *event"], *, command: str, title: str, labels: Any = None) -> None:  # fmt: skip
     """Write the report of a model, atomically, as one HTML file without references to others.
 
     Args:
@@ -48,26 +49,27 @@ def write_report(path: str | Path, model: TransportModel, evaluation: Evaluation
         y: the held-out target rows that were evaluated.
         command: what the reader types to get this run again.
         title: the heading.
+        labels: of y, as they were evaluated.
 
     Raises:
-        InputError: if x or y is unusable.
+        InputError: if x, y or the labels are unusable.
         OSError: if the file cannot be written.
     """
-    store.write_file(Path(path), render(model, evaluation, x, y, command=command, title=title).encode())
+    store.write_file(Path(path), render(model, evaluation, x, y, command=command, title=title, labels=labels).encode())
 
 
 def render(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
-           y: Float[Tensor, "m *event"], *, command: str, title: str) -> str:  # fmt: skip
+           y: Float[Tensor, "m *event"], *, command: str, title: str, labels: Any = None) -> str:  # fmt: skip
     """The report as text. Arguments and errors as `write_report`."""
     table = evaluation.rows()
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         files("driftway.report").joinpath("page.html").read_text(encoding="utf-8")
     )
     return template.render(title=title, command=command, verdict=verdict(model, evaluation), evaluation=evaluation,
-                           pictures=pictures(model, evaluation, x, y), headings=list(table[0]), table=table,
+                           pictures=pictures(model, evaluation, x, y, labels), headings=list(table[0]), table=table,
                            quality=_quality_picture(evaluation), certificate=_certificate_picture(model),
                            gap=percent(100 * evaluation.certificate.gap), unit=_unit(model),
-                           noisy=model.problem.sigma > 0, normal=model.scaler.noise,
+                           noisy=model.problem.sigma > 0, normal=model.scaler.noise, labelled=labels is not None,
                            settings=settings(model, evaluation), version=__version__)  # fmt: skip
 
 
@@ -88,22 +90,24 @@ def verdict(model: TransportModel, evaluation: Evaluation) -> list[str]:
     if model.problem.sigma > 0:
         second = "The paths are noisy by design (sigma > 0), so their cost stays above that of the shortest transport."
     elif gap < 1:
-        second = f"The transport cost is proven to be within {percent(100 * gap)} of the optimum on these rows."
+        which = "Without labels, the" if model.conditions.known else "The"
+        second = f"{which} transport cost is proven to be within {percent(100 * gap)} of the optimum on these rows."
     else:
         second = "The certificate proves nothing about the transport cost: its lower bound is not above zero on these rows."
     return [first, second]
 
 
 def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
-             y: Float[Tensor, "m *event"]) -> list[Picture]:  # fmt: skip
+             y: Float[Tensor, "m *event"], labels: Any = None) -> list[Picture]:  # fmt: skip
     """The pictures of the samples and of how they came about. Errors as `write_report`."""
     seed, n, unit = evaluation.seed, evaluation.n, _unit(model)
+    label = held_names(labels, len(y), seed=seed)
     x, y = held_rows(model, x, y, limit=n, seed=seed)
-    x, y = x[:n], y[:n]
+    x, y, label = x[:n], y[:n], None if label is None else label[:n]
     steps = evaluation.headline.steps
-    start, drawn = model.scaler.data(model.scaler.source(x)), model.sample(x, steps=steps, seed=seed)
+    start, drawn = model.scaler.data(model.scaler.source(x)), model.sample(x, steps=steps, label=label, seed=seed)
     images, size = image_shape(model.event), math.prod(model.event)
-    smooth = model.path(x[: plots.PATHS], steps=SMOOTH, seed=seed)
+    smooth = model.path(x[: plots.PATHS], steps=SMOOTH, label=label and label[: plots.PATHS], seed=seed)
     place = "as images" if images else "in the plane of the two main directions of the data" if size > 2 else "as points"
     found = [
         _picture(
@@ -119,32 +123,50 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
             "The best paths are straight, and straight paths are why few steps are enough.",
         ),
     ]
+    if model.classes and label:
+        found.insert(1, _class_picture(model, x, y, drawn, list(map(str, label)), steps, seed))
     if size == 2 and model.scaler.size == 2:
         landscape = _picture(
             plots.draw_landscape(model, start, y, unit=unit),
             "The value that drives them",
             f"Filled contours of the value at time 0, in {unit}, with arrows along its negative gradient.",
             "The value of a place is the least cost from there to an end, with a price on each end that spreads the rows as "
-            "the data is spread. Rows (white dots: where they start) move along the arrows, down the value.",
+            "the data is spread. Rows (white dots: where they start) move along the arrows, down the value."
+            + (" Here it is that of the whole law, without a label." if model.conditions.known else ""),
         )
         found.append(landscape)
-    if size > 2 and images:
-        near = _picture(
-            plots.draw_neighbours(drawn, y),
-            "Nearest neighbours",
+    if size > 2:
+        alt, caption = (
             "Eight samples, each above its three nearest held-out rows.",
             "Numbers are distances, in the units of the data. Good samples resemble their neighbours without copying them.",
-        )
-        found.append(near)
-    elif size > 2:
-        near = _picture(
-            plots.draw_neighbours(drawn, y),
-            "Nearest neighbours",
+        ) if images else (
             "Histograms of the distance from samples to held-out rows, and between held-out rows.",
             "The two should look alike. Orange far to the left would mean copied rows, far to the right poor samples.",
-        )
-        found.append(near)
+        )  # fmt: skip
+        found.append(_picture(plots.draw_neighbours(drawn, y), "Nearest neighbours", alt, caption))
     return found
+
+
+def _class_picture(model: TransportModel, x: Tensor, y: Tensor, drawn: Tensor, label: list[str], steps: int, seed: int) -> Picture:
+    """Samples of every class."""
+    names = [str(name) for name in model.classes][: classes.MOST]
+    which = f"each of {len(names)} labels" if len(names) == len(model.classes) else f"the first {len(names)} of {len(model.classes)} labels"
+    if not image_shape(model.event):
+        return _picture(
+            classes.draw_class_points(drawn, y, label, label, names),
+            "Samples by label",
+            f"Samples beside held-out data, in a colour for {which}: {', '.join(names)}.",
+            "Every colour should cover the same places in both panels.",
+        )
+    few = min(classes.EACH, len(x))
+    start, asked = x[:few].repeat(len(names), *[1] * (x.ndim - 1)), [name for name in names for _ in range(few)]
+    sheets = [(f"guidance {w}", model.sample(start, steps=steps, label=asked, guidance=w, seed=seed)) for w in (1, 2)]
+    return _picture(
+        classes.draw_class_images(sheets, y, names),
+        "Samples by label",
+        f"Samples of {which} ({', '.join(names)}), a row for each, without guidance and with guidance of weight 2.",
+        "All images of a column start from the same source row. Guidance above 1 makes images more typical of their label, less varied.",
+    )
 
 
 def settings(model: TransportModel, evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -160,6 +182,7 @@ def settings(model: TransportModel, evaluation: Evaluation) -> list[tuple[str, s
     facts: dict[str, Any] = {
         "family": model.family,
         **model.shape,
+        **({"classes": _listed(model.classes)} if model.classes else {}),
         "source": "standard normal" if scaler.noise else "data",
         "shape of a row": " x ".join(map(str, model.event)),
         "horizon": problem.horizon,
@@ -168,6 +191,7 @@ def settings(model: TransportModel, evaluation: Evaluation) -> list[tuple[str, s
         **used,
         "training steps": training.get("steps"),
         "training seconds": training.get("seconds"),
+        **{name: training[name] for name in SOLVED if name in training},
         "seed": training.get("seed"),
         "rows evaluated": evaluation.n,
         "seed of evaluation": evaluation.seed,
@@ -211,6 +235,12 @@ def _picture(figure: Figure, title: str, alt: str, caption: str, kind: str = "pn
 
 def _unit(model: TransportModel) -> str:
     return "standardised units" if model.scaler.noise else "units of the data, squared"
+
+
+def _listed(names: Sequence[object], most: int = 36) -> str:
+    """How many names, and the first of them."""
+    text = ", ".join(map(str, names))
+    return f"{len(names)} ({text if len(text) <= most else text[: most - 1].rstrip(', ') + '…'})"
 
 
 def _text(value: Any) -> str:

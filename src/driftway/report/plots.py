@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from driftway.report.evaluate import Evaluation
 from driftway.report.style import DATA, FAINT, INK, SAMPLES, SOURCE, VALUES, percent, styled
-from driftway.report.view import Held, Rows, image_shape, plane, sheet
+from driftway.report.view import Held, Rows, bounds, frame, image_shape, plane, sheet, show
 from driftway.transport import Path, TransportModel
 
 SHOWN, PATHS = 1000, 120
@@ -36,11 +35,11 @@ def draw_samples(drawn: Rows, y: Held, *, start: Float[Tensor, "k *event"] | Non
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr] (the style sets one)
     scatter = shape is None and y[0].numel() > 1
     panels = figure.subplots(1, len(parts), sharex=shape is None, sharey=shape is None, squeeze=False)[0]
-    low, high = _range(y)
+    low, high = bounds(y)
     for axes, (name, rows, colour) in zip(panels, parts, strict=True):
         axes.set_title(name)
         if shape:
-            _images(axes, sheet(rows[:64], shape, columns=8), low, high)
+            show(axes, sheet(rows[:64], shape, columns=8), low, high)
         elif scatter:
             axes.scatter(*plane(y).of(rows[:SHOWN]).T, s=7, color=colour, alpha=0.55, linewidths=0)
         else:
@@ -50,7 +49,7 @@ def draw_samples(drawn: Rows, y: Held, *, start: Float[Tensor, "k *event"] | Non
     if scatter:
         view = plane(y)
         given = torch.cat([y[:SHOWN], y[:0] if start is None else start[:SHOWN]])
-        _frame(panels[0], view.of(given), view.of(drawn[:SHOWN]), view.labels)
+        frame(panels[0], view.of(given), view.of(drawn[:SHOWN]), view.labels)
         for axes in panels:
             axes.set(xlabel=view.labels[0], aspect="equal")
     return figure
@@ -75,7 +74,7 @@ def draw_trajectories(path: Path, y: Held) -> Figure:
     axes.add_collection(LineCollection(list(lines), colors=SOURCE, alpha=0.55, linewidths=0.8))
     axes.scatter(*lines[:, 0].T, s=12, facecolors="white", edgecolors=SOURCE, linewidths=0.8, zorder=3, label="start")
     axes.scatter(*lines[:, -1].T, s=14, color=SAMPLES, zorder=4, linewidths=0, label="end")
-    _frame(axes, np.concatenate([data, lines[:, 0]]), np.concatenate(list(lines)), view.labels)
+    frame(axes, np.concatenate([data, lines[:, 0]]), np.concatenate(list(lines)), view.labels)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, markerscale=1.6)
     return figure
 
@@ -91,8 +90,8 @@ def draw_landscape(model: TransportModel, start: Rows, y: Held, *, unit: str) ->
         unit: of the value, for its colour bar.
     """
     start = start.flatten(1)
-    frame = torch.cat([start, y.flatten(1)]).double()
-    low, high = frame.quantile(0.002, 0), frame.quantile(0.998, 0)
+    both = torch.cat([start, y.flatten(1)]).double()
+    low, high = both.quantile(0.002, 0), both.quantile(0.998, 0)
     low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
     cell = float((high - low).max()) / 16
     fine, coarse = _grid(low, high, cell / 6), _grid(low, high, cell)
@@ -140,11 +139,11 @@ def draw_neighbours(drawn: Rows, y: Held) -> Figure:
     distance, index = torch.cdist(z[:few], rows).topk(min(3, len(rows)), largest=False)
     figure = Figure(figsize=(NARROW, 3.9))
     panels = figure.subplots(1 + index.shape[1], few, squeeze=False)
-    low, high = _range(y)
+    low, high = bounds(y)
     for column in range(few):
-        _images(panels[0, column], z[column].reshape(shape).numpy(), low, high)
+        show(panels[0, column], sheet(z[column], shape, 1), low, high)
         for rank, (near, row) in enumerate(zip(distance[column], index[column], strict=True), 1):
-            _images(panels[rank, column], rows[row].reshape(shape).numpy(), low, high)
+            show(panels[rank, column], sheet(rows[row], shape, 1), low, high)
             panels[rank, column].set_xlabel(f"{near:.3g}", fontsize=8)
     for rank, name in enumerate(["sample", "nearest", "2nd", "3rd"][: len(panels)]):
         panels[rank, 0].set_ylabel(name, color=SAMPLES if rank == 0 else INK, rotation=0, ha="right", va="center")
@@ -197,26 +196,6 @@ def draw_quality(evaluation: Evaluation) -> Figure:
         axes.set_xticks(steps, [str(count) for count in steps])
         axes.set_ylim(0, 1.2 * most if most > 0 else None)
     return figure
-
-
-def _images(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
-    axes.imshow(image, cmap="Greys", vmin=low, vmax=high)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
-def _range(y: Tensor) -> tuple[float, float]:
-    return float(y.min()), float(y.max())
-
-
-def _frame(axes: Axes, given: np.ndarray, made: np.ndarray, labels: tuple[str, str]) -> None:
-    """One scale, and limits around the given points but a few strays, and around what a model made unless it is far off."""
-    low, high = np.quantile(given, [0.002, 0.998], axis=0)
-    reach = np.maximum(high - low, 1e-9)
-    low = np.clip(made.min(0), low - reach / 2, low) - 0.06 * reach
-    high = np.clip(made.max(0), high, high + reach / 2) + 0.06 * reach
-    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=labels[0], ylabel=labels[1], aspect="equal")
 
 
 def _grid(low: Tensor, high: Tensor, cell: float) -> Float[Tensor, "rows columns 2"]:

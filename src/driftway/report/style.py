@@ -1,7 +1,7 @@
 """The look of every figure, in one place, and a figure as text that a page can hold.
 
 The colours are two of Okabe and Ito (2008) and a grey, told apart in every common form of colour blindness; values are
-drawn in "cividis" (Nuñez, Anderton and Renslow, 2018) for the same reason.
+drawn in "cividis" (Nuñez, Anderton and Renslow, 2018) and labels in the "muted" colours of Tol (2021) and black for the same reason.
 """
 
 import base64
@@ -17,6 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 DATA, SAMPLES, SOURCE, INK, FAINT = "#0072B2", "#D55E00", "#7F7F7F", "#222222", "#BBBBBB"
 VALUES = "cividis"
+LABELS = ("#332288", "#CC6677", "#44AA99", "#DDCC77", "#882255", "#88CCEE", "#117733", "#AA4499", "#999933", "#000000")
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.dpi": 150,
     "savefig.bbox": "tight", "savefig.pad_inches": 0.08, "svg.hashsalt": "driftway",

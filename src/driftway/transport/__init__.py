@@ -7,23 +7,31 @@ from driftway.transport.checkpoint import held_labels, held_rows
 from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate
 from driftway.transport.fit import Interrupted, Step, fit, iterate
+from driftway.transport.fit_table import fit_table
 from driftway.transport.guidance import Guidance, Moment
 from driftway.transport.image import ImageValue
 from driftway.transport.inner import VectorValue
+from driftway.transport.labelled import LabelledMixture
 from driftway.transport.learner import Settings
+from driftway.transport.marginal import Semidiscrete
 from driftway.transport.metrics import Path, exact_coupling, normalised_path_energy, path_energy, straightness, w2
 from driftway.transport.mixture import MixtureValue
 from driftway.transport.model import TransportModel, certificate
 from driftway.transport.policy import explicit, proximal
 from driftway.transport.problem import Problem
 from driftway.transport.program import solve_assignment_program, solve_program
+from driftway.transport.residual import ResidualValue
+from driftway.transport.schrodinger import BridgeChecks, check_bridge, marginal
+from driftway.transport.semidiscrete import solve_semidiscrete
 from driftway.transport.stream import split_rows
+from driftway.transport.table import TableValue
 from driftway.transport.value import NetworkValue, Value
 
 __all__ = [
-    "Certificate", "Conditions", "Guidance", "ImageValue", "Interrupted", "MixtureValue", "Moment", "NetworkValue", "Path", "Problem",
-    "Settings", "Step", "TransportModel", "Value", "VectorValue",
-    "certificate", "exact_coupling", "explicit", "fit", "held_labels", "held_rows", "iterate",
-    "normalised_path_energy", "path_energy", "proximal",
-    "solve_assignment_program", "solve_program", "split_rows", "straightness", "w2",
+    "BridgeChecks", "Certificate", "Conditions", "Guidance", "ImageValue", "Interrupted", "LabelledMixture", "MixtureValue", "Moment",
+    "NetworkValue", "Path", "Problem", "ResidualValue", "Semidiscrete", "Settings", "Step", "TableValue", "TransportModel", "Value",
+    "VectorValue",
+    "certificate", "check_bridge", "exact_coupling", "explicit", "fit", "fit_table", "held_labels", "held_rows", "iterate", "marginal",
+    "normalised_path_energy", "path_energy", "proximal", "solve_assignment_program", "solve_program", "solve_semidiscrete", "split_rows",
+    "straightness", "w2",
 ]  # fmt: skip

@@ -95,11 +95,11 @@ def held_rows(folder: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def held_labels(folder: str | Path) -> list[int | str] | None:
-    """The labels of the held-out target rows; None for a run without classes.
+    """The labels of the held-out target rows; None for a run without classes, or whose held-out rows were given without labels.
 
     Raises:
         InputError: if there is no whole checkpoint.
     """
     config, tensors = store.read_tensors("folder", Path(folder) / CHECKPOINT)
     classes = config.get("conditions", {}).get("classes", [])
-    return [classes[i] for i in tensors["held.labels"].tolist()] if classes else None
+    return [classes[i] for i in tensors["held.labels"].tolist()] if classes and "held.labels" in tensors else None

@@ -62,17 +62,18 @@ class Conditions:
                 cure="leave it out, or train with labels")  # fmt: skip
         if self.shift:
             rows = _vectors(argument, labels, like)
-            rows = rows.expand(n, -1) if len(rows) == 1 else rows
-            require(rows.shape == (n, len(self.shift)), argument, expected=f"condition vectors of shape ({n}, {len(self.shift)})",
+            k = len(self.shift)
+            require(rows.shape in ((n, k), (1, k)), argument, expected=f"condition vectors of shape ({n}, {k})",
                     got=f"{tuple(rows.shape)}", cure="give one vector per row, or one for all")  # fmt: skip
+            rows = rows.expand(n, -1)
             return (rows - like.new_tensor(self.shift)) / like.new_tensor(self.scale)
         names = _names(argument, [labels] if isinstance(labels, int | str | np.integer) else labels)
-        index = {name: i for i, name in enumerate(self.classes)} | {str(name): i for i, name in enumerate(self.classes)}
+        index = {str(name): i for i, name in enumerate(self.classes)}
         for row, name in enumerate(names):
             place = f" at row {row}" if len(names) > 1 else ""
-            require(name in index, argument, expected=f"one of {_listed(self.classes)}", got=f"{name!r}{place}",
+            require(str(name) in index, argument, expected=f"one of {_listed(self.classes)}", got=f"{name!r}{place}",
                     cure="use a label that the training data has")  # fmt: skip
-        found = torch.tensor([index[name] for name in names], device=like.device)
+        found = torch.tensor([index[str(name)] for name in names], device=like.device)
         found = found.expand(n) if len(found) == 1 else found
         require(len(found) == n, argument, expected=f"{n} labels, one per row, or one for all", got=f"{len(found)}",
                 cure="give as many labels as rows")  # fmt: skip
@@ -85,8 +86,9 @@ def fit_conditions(argument: str, labels: Any) -> Conditions:
     Raises:
         InputError: if they are neither, a label is missing, or there are more than 10,000 classes.
     """
-    if getattr(labels, "ndim", 1) == 2:
+    if getattr(labels, "ndim", 1) == 2 or (isinstance(labels, list | tuple) and labels and all(np.ndim(row) == 1 for row in labels)):
         rows = _vectors(argument, labels, torch.empty(0, dtype=torch.float64))
+        require(len(rows) > 1, argument, expected="a condition vector for each row", got="one", cure="give one per row")
         spread = rows.std(0)
         return Conditions(shift=tuple(rows.mean(0).tolist()), scale=tuple(torch.where(spread > 0, spread, 1.0).tolist()))
     names = _names(argument, labels)
@@ -124,14 +126,13 @@ class Conditioner(nn.Module):
 
 def _names(argument: str, labels: Any) -> list[Label]:
     """Labels as plain whole numbers or text."""
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else _array(labels)
     expected = "one label per row: whole numbers or text"
     require(array.ndim == 1 and array.size > 0, argument, expected=expected, got=f"shape {array.shape}", cure="flatten them")
     names: list[Label] = []
     for row, entry in enumerate(array.tolist()):
-        if entry is None or entry == "" or entry != entry:
-            missing = sum(e is None or e == "" or e != e for e in array.tolist())
-            raise InputError(argument, expected=expected, got=f"no label at row {row} ({missing} such rows)",
+        if _missing(entry):
+            raise InputError(argument, expected=expected, got=f"no label at row {row} ({sum(map(_missing, array.tolist()))} such rows)",
                              cure="label these rows or leave them out")  # fmt: skip
         whole = isinstance(entry, bool | int) or (isinstance(entry, float) and entry.is_integer())
         require(whole or isinstance(entry, str), argument, expected=expected, got=f"{entry!r} at row {row}",
@@ -140,13 +141,25 @@ def _names(argument: str, labels: Any) -> list[Label]:
     return names
 
 
+def _array(labels: Any) -> np.ndarray:
+    """Labels as an array. In a list beside text, numbers and NaN stay what they are."""
+    if hasattr(labels, "dtype"):
+        return np.asarray(labels)
+    own = np.array(labels, dtype=object)
+    return own if any(isinstance(entry, str | list | tuple) for entry in own.flat) else np.asarray(labels)
+
+
+def _missing(entry: Any) -> bool:
+    return entry is None or (isinstance(entry, float) and entry != entry) or (isinstance(entry, str) and not entry)
+
+
 def _vectors(argument: str, labels: Any, like: Tensor) -> Tensor:
     """Condition vectors (n, k), finite, from one vector or rows of them."""
     try:
-        rows = torch.as_tensor(labels).to(like)
+        rows = torch.as_tensor(labels).detach().to(like)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(argument, expected="condition vectors of numbers", got=repr(labels)[:60], cure="convert them") from None
-    rows = rows[None] if rows.ndim < 2 else rows
+    rows = rows.reshape(1, -1) if rows.ndim < 2 else rows.flatten(1)
     bad = ~rows.isfinite()
     if bad.any():
         row = int(bad.any(1).nonzero()[0])

@@ -8,7 +8,7 @@ On any held-out samples and for any prices, weak duality gives
 
     lower = mean_i min_j [C_ij + g_j] - mean_j g_j  <=  W2^2 / 2  <=  cost of x_i -> z_i (policy) -> y_pi(i) = upper.
 
-With conditions a state is paired with candidates of its own condition: `Pairing` adds log-weights A_ij to -(C_ij + g_j)/eps, -10^4
+With conditions a state is paired with candidates of its own condition: `Pairing` adds log-weights A_ij to -(C_ij + g_j)/eps, -10^9
 between different classes and -w |c_i - c_j|^2/2 between vectors, and replaces 1/m by masses m_j that sum, over each class, to its
 share of the states. The problems of the classes are then solved side by side in one matrix (Chemseddine et al., 2024, for vectors).
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from driftway.transport.metrics import exact_coupling
 from driftway.transport.problem import cost
 
-APART = -1e4
+APART = -1e9
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pair_by(c_x: Tensor, c_y: Tensor, *, weight: float, like: Tensor) -> Pairing
 def shares(c_x: Int[Tensor, " n"], c_y: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
     """Masses m_j of candidates: each class has its share of the states, evenly spread over its candidates."""
     size = int(max(c_x.max(), c_y.max())) + 1
-    share = torch.bincount(c_x, minlength=size) / torch.bincount(c_y, minlength=size).clamp_min(1) / len(c_x)
+    share = torch.bincount(c_x, minlength=size).double() / torch.bincount(c_y, minlength=size).clamp_min(1) / len(c_x)
     return share[c_y]
 
 

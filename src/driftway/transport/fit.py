@@ -20,7 +20,7 @@ from driftway.transport.parallel import Group, launched
 from driftway.transport.problem import Problem
 from driftway.transport.run import Plan, Run, start_run
 
-STEPS = {"mixture": 2000, "network": 4000, "vector": 4000, "image": 4000}
+STEPS = {"mixture": 2000, "network": 4000, "residual": 4000, "vector": 4000, "image": 4000}
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labe
             got=gap, cure="stop on steps or max_seconds")  # fmt: skip
     if steps is None and max_seconds is None and gap is None:
         steps = STEPS[run.family]
+    run.learner.group.mean([0.0], run.scaler.shift)  # every process has looked at the folder before one writes to it
     folder = folder if run.learner.group.main else None
     if folder is not None:
         store.sweep(folder)

@@ -30,7 +30,7 @@ class Guidance:
     """
 
     label: Any = None
-    weight: float = 1.0
+    weight: float | int = 1.0
 
 
 @dataclass(frozen=True)

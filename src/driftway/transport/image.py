@@ -6,9 +6,11 @@ patches (the first level already has a quarter of the pixels), and comes back th
     y = x + K_2 silu((1 + s) * n(K_1 silu(n(x))) + m)        (s, m) = scale and shift, linear in e(t, c)
 
 with n a group normalisation and K 3 x 3 convolutions. Ho, Jain and Abbeel (2020), section 4 and appendix B; the modulation is
-Dhariwal and Nichol (2021), section 4.3. All of it is smooth in x, so the gradient of V may itself be differentiated.
+Dhariwal and Nichol (2021), section 4.3. At the lowest resolution an image that is linear in e(t, c) is added: convolutions alone tell
+no places apart, and take long to learn what a label looks like. All is smooth in x, so grad V may itself be differentiated.
 """
 
+from math import prod
 from typing import cast
 
 import torch
@@ -41,7 +43,7 @@ class UNet(nn.Module):
     """An image to an image of the same shape; sides are padded to a multiple of 2^levels.
 
     Args:
-        channels: channels of the image.
+        shape: channels, height and width of the image.
         base: channels of the first level; every further level has twice as many.
         levels: number of resolutions; the first has half the sides of the image.
         blocks: residual blocks per level, on the way down and on the way up.
@@ -49,10 +51,12 @@ class UNet(nn.Module):
         columns: see `Condition`.
     """
 
-    def __init__(self, channels: int, *, base: int, levels: int, blocks: int, classes: int, columns: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], *, base: int, levels: int, blocks: int, classes: int, columns: int) -> None:
         super().__init__()
         sizes = [base << i for i in range(levels)]
-        self.multiple, self.blocks = 2**levels, blocks
+        channels, self.multiple, self.blocks = shape[0], 2**levels, blocks
+        self.low = (sizes[-1], -(-shape[1] // self.multiple), -(-shape[2] // self.multiple))
+        self.place = nn.Linear(4 * base, prod(self.low))
         self.clock = Clock(4 * base, classes=classes, columns=columns)
         self.lift = nn.Conv2d(4 * channels, base, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, 2 * a, 2, stride=2) for a in sizes[:-1])
@@ -70,11 +74,13 @@ class UNet(nn.Module):
         self, image: Float[Tensor, "n channels h w"], t: Float[Tensor, " n"], c: Tensor | None
     ) -> Float[Tensor, "n channels h w"]:
         height, width = image.shape[2:]
-        modulations = iter(self.modulation(self.clock(t, c)).split(self.split, 1))
+        e = self.clock(t, c)
+        modulations = iter(self.modulation(e).split(self.split, 1))
         encoder, decoder = iter(self.encoder), iter(self.decoder)
         h = self.lift(pixel_unshuffle(pad(image, (0, -width % self.multiple, 0, -height % self.multiple)), 2))
         skips = []
         for down in [*self.down, None]:
+            h = h + self.place(e).unflatten(1, self.low) if down is None else h
             for _ in range(self.blocks):
                 h = next(encoder)(h, next(modulations))
             if down is not None:
@@ -110,7 +116,8 @@ class ImageValue(InnerProduct):
         self.shape = (count("channels", channels), count("height", height), count("width", width))
         pixels = channels * height * width
         require(self.event[0] <= pixels, "event", expected=f"at most {pixels} columns", got=self.event[0], cure="give the image's shape")
-        self.U = UNet(channels, base=base, levels=count("levels", levels), blocks=count("blocks", blocks), classes=classes, columns=columns)
+        self.U = UNet(self.shape, base=base, levels=count("levels", levels), blocks=count("blocks", blocks), classes=classes,
+                      columns=columns)  # fmt: skip
         self.register_buffer("active", torch.ones(pixels, dtype=torch.bool))
         self.prepare()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from driftway import checks
 from driftway.checks import InputError, require
 from driftway.transport.condition import Conditions, fit_conditions
-from driftway.transport.stream import Batch, Counted, Loader, Rows, Stream, batch_of, split_rows
+from driftway.transport.stream import PROBE, Batch, Counted, Loader, Rows, Stream, batch_of, split_rows
 
 Data = Any  # an array, a tensor, a sampler callable or a DataLoader
 Labels = Any  # an array of labels, one per row; "batch" where the data yields pairs (rows, labels); or None
@@ -65,9 +66,9 @@ class Mapped:
     def _digest(self) -> str:
         return self.stream.digest()
 
-    def probe(self) -> Batch:
-        """Rows that move no position, mapped."""
-        return self.apply(self.stream.probe())
+    def probe(self, n: int = PROBE) -> Batch:
+        """About n rows that move no position, mapped."""
+        return self.apply(self.stream.probe(n))
 
 
 def open_data(source: Data | None, target: Data, *, labels: Labels, source_labels: Labels, held: Held | None, holdout: float,
@@ -86,6 +87,8 @@ def open_data(source: Data | None, target: Data, *, labels: Labels, source_label
     if x_stream is not None and source_labels is not None:
         x_stream, _ = _labelled(x_stream, "source_labels", source_labels, conditions)
     x_held, y_held = _keep(x_stream, "source", held, holdout, seed), _keep(y_stream, "target", held, holdout, seed)
+    for argument, stream in (("labels", y_stream), ("source_labels", x_stream)):
+        _every_class(argument, stream, conditions)
     require(y_held is not None, "held", expected="held-out target rows", got="None", cure="pass held=(source or None, target)")
     assert y_held is not None  # noqa: S101 (as required above)
     y = y_stream.probe().x
@@ -112,10 +115,22 @@ def _labelled(stream: Stream, argument: str, given: Labels, conditions: Conditio
     """The stream with encoded labels, and the conditions they stand for."""
     if isinstance(stream, Rows):
         conditions = conditions or fit_conditions(argument, given)
+        shape = tuple(np.shape(given))
+        require(shape[:1] == (len(stream.rows),), argument, expected=f"{len(stream.rows)} labels, one per row", got=f"shape {shape}",
+                cure="give as many labels as rows")  # fmt: skip
         stream.rows = Batch(stream.rows.x, conditions.encode(argument, given, len(stream.rows), stream.rows.x))
         return stream, conditions
     known = conditions or fit_conditions(argument, stream.probe().c)
     return Mapped(stream, lambda batch: Batch(batch.x, known.encode(argument, batch.c, len(batch), batch.x))), known
+
+
+def _every_class(argument: str, stream: Stream | None, conditions: Conditions | None) -> None:
+    """Refuse an array that has no row of some class to train on."""
+    if isinstance(stream, Rows) and conditions and conditions.classes and stream.rows.c is not None:
+        missing = set(range(len(conditions.classes))) - set(stream.rows.c.unique().tolist())
+        require(not missing, argument, expected="rows of every class to train on",
+                got=f"none of {conditions.classes[min(missing, default=0)]!r}",
+                cure="lower holdout, or leave this class out of both sides")  # fmt: skip
 
 
 def _keep(stream: Stream | None, name: str, held: Held | None, holdout: float, seed: int) -> Batch | None:

@@ -36,9 +36,11 @@ class MixtureLearner(Learner):
             for part in value.modules():
                 if isinstance(part, MixtureValue):
                     part.eps.fill_(self.eps(k))
-        x, y = x[self.group.rank :: self.group.size], y[self.group.rank :: self.group.size]
-        losses = {"dual": self.mixture.log_c(x.x).mean() - self.mixture.log_v(y.x).mean()}
+        size, share = self.group.size, self.group.own
+        losses = {"dual": size * (self.mixture.log_c(share(x.x)).sum() / len(x) - self.mixture.log_v(share(y.x)).sum() / len(y))}
         if isinstance(self.mixture, LabelledMixture) and y.c is not None:
             states, c = assign(x, y)
-            losses["labels"] = self.mixture.log_c(states, c).mean() - shares(c, y.c).to(y.x) @ self.mixture.log_v(y.x, y.c)
+            mass = share(shares(c, y.c).to(y.x))
+            gain = self.mixture.log_c(share(states), share(c)).sum() / len(c) - mass @ self.mixture.log_v(share(y.x), share(y.c))
+            losses["labels"] = size * gain + sum(0 * z.sum() for k in y.c.unique().tolist() for z in self.mixture.part(k).parameters())
         return losses

@@ -22,14 +22,16 @@ from driftway.transport.metrics import Path
 from driftway.transport.mixture import MixtureValue
 from driftway.transport.policy import BLOCK, SampleNoise, simulate
 from driftway.transport.problem import Problem
+from driftway.transport.residual import ResidualValue
 from driftway.transport.scaler import Scaler
+from driftway.transport.table import TableValue
 from driftway.transport.value import NetworkValue, Value
 
 KIND = "driftway.transport"
-FAMILIES = ("mixture", "network", "vector", "image")
+FAMILIES = ("mixture", "network", "residual", "vector", "image")
 RULES = ("auto", "explicit", "proximal", "endpoint")
 BUDGET = 2**24
-Steps = int | Sequence[float]
+Steps = int | Sequence[float | int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TransportModel:
         value_function: the value, in model space.
         problem: horizon, noise and entropy, in the units of the data.
         scaler: the map between data and model space.
-        family: "mixture", "network", "vector" or "image".
+        family: "mixture", "network", "vector", "image" or "table".
         shape: what the value was built with.
         training: facts of the run that made it (steps, seconds, seed, final certificate); free text for people.
         conditions: the labels that it knows.
@@ -250,7 +252,8 @@ def grid(event: tuple[int, ...]) -> dict[str, int]:
 def build_value(family: str, scaler: Scaler, shape: dict[str, int]) -> Value:
     """An untrained value of a family, for the model space of a scaler."""
     mixture = LabelledMixture if "classes" in shape else MixtureValue
-    kind = {"network": NetworkValue, "mixture": mixture, "vector": VectorValue, "image": ImageValue}[family]
+    kind = {"network": NetworkValue, "mixture": mixture, "residual": ResidualValue, "vector": VectorValue, "image": ImageValue,
+            "table": TableValue}[family]  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global stream
         value = kind((scaler.size,), **shape).to(scaler.shift)
     if isinstance(value, ImageValue):

@@ -14,27 +14,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from driftway.checks import require
 from driftway.transport import bridge, dual
 from driftway.transport.condition import NULL
 from driftway.transport.learner import Learner, Settings
 from driftway.transport.parallel import Group
+from driftway.transport.problem import cost
 from driftway.transport.stream import Batch, Stream
 from driftway.transport.value import Trainable
 
 
 @dataclass(frozen=True)
 class Part:
-    """States x and the candidates y that they share, conditions of both, and which candidates a state may take."""
+    """States x and the candidates y that they share, conditions of both, and which candidates a state may take.
+
+    `other` holds source rows independent of x, one for each candidate, where a learner asks for them.
+    """
 
     x: Tensor
     y: Tensor
     c: Tensor | None = None
     c_y: Tensor | None = None
     pairing: dual.Pairing | None = None
+    other: Tensor | None = None
 
 
 class NetworkLearner(Learner):
     """The simulation-free primal-dual step: occupancy weights, dual step on g, bridge, fit of V."""
+
+    others = False
 
     def __init__(self, value: Trainable, settings: Settings, *, eps: tuple[float, float], sigma: float, group: Group) -> None:
         super().__init__(value, eps=eps, sigma=sigma, lr=settings.lr, group=group)
@@ -43,7 +51,8 @@ class NetworkLearner(Learner):
     def losses(self, k: int, source: Stream, target: Stream, own: torch.Generator) -> dict[str, Tensor]:
         size = self.group.size
         x, y = source.draw(size * self.settings.batch), target.draw(size * self.settings.candidates)
-        parts = [Part(x.x, y.x)] if y.c is None else self.parts(x, y)
+        other = source.draw(len(y)).x if self.others else None
+        parts = [Part(x.x, y.x, other=other)] if y.c is None else self.parts(x, y, other, self.eps(k))
         rows = sum(len(part.x) for part in parts)
         fits = [self.fit(k, part, own) for part in parts]
         x_t, t, level, action = (torch.cat(columns) for columns in zip(*(fit[1:] for fit in fits), strict=True))
@@ -71,16 +80,19 @@ class NetworkLearner(Learner):
         fit = bridge.targets(x, chosen, x_t, t, backed, sigma=self.sigma)
         return dual.dual_loss(g, primal.weights, None if pairing is None else pairing.mass), x_t, t, fit.level, fit.action
 
-    def parts(self, x: Batch, y: Batch) -> list[Part]:
-        """States with a label, and states without."""
+    def parts(self, x: Batch, y: Batch, other: Tensor | None, eps: float) -> list[Part]:
+        """States with a label, and states without. Closeness counts in mean costs: vectors outweigh the cost at every eps."""
         assert y.c is not None  # noqa: S101 (the caller knows)
         dropped = round(self.settings.dropout * len(x))
         kept, c = assign(x[dropped:], y)
-        pairing = dual.pair_by(c, y.c, weight=self.settings.closeness, like=y.x)
+        closeness = self.settings.closeness * float(cost(x.x, y.x).mean()) / eps
+        pairing = dual.pair_by(c, y.c, weight=closeness, like=y.x)
         some = y[: max(len(y) // 4, 2 * dropped)]
         none = torch.full_like(y.c, torch.nan if y.c.is_floating_point() else NULL)
         null = none[torch.arange(dropped, device=none.device) % len(y)]
-        both = [Part(kept, y.x, c, y.c, pairing), Part(x.x[:dropped], some.x, null, none[: len(some)])]
+        alike = other if x.c is None and other is not None and len(other) == len(y) else None  # rows of a labelled source differ by label
+        both = [Part(kept, y.x, c, y.c, pairing, alike),
+                Part(x.x[:dropped], some.x, null, none[: len(some)], other=None if other is None else other[: len(some)])]  # fmt: skip
         return [part for part in both if len(part.x)]
 
 
@@ -88,6 +100,9 @@ def assign(x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
     """States and their labels.
 
     A state of an unlabelled source takes the label of a candidate; one whose label no candidate has is left out.
+
+    Raises:
+        InputError: if that leaves none.
     """
     assert y.c is not None  # noqa: S101 (the caller knows)
     if x.c is None:
@@ -95,4 +110,6 @@ def assign(x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
     if x.c.is_floating_point():
         return x.x, x.c
     there = torch.isin(x.c, y.c)
+    require(bool(there.any()), "labels", expected="a class that source and target rows of one batch share", got="none",
+            cure="raise batch and candidates in the settings")  # fmt: skip
     return x.x[there], x.c[there]

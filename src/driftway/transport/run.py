@@ -19,11 +19,13 @@ from driftway.transport.model import FAMILIES, TransportModel, build_value, cert
 from driftway.transport.parallel import Group
 from driftway.transport.primal_dual import NetworkLearner
 from driftway.transport.problem import Problem, cost
+from driftway.transport.residual import ResidualLearner, ResidualValue, fit_base
+from driftway.transport.residual_bridge import BridgeLearner
 from driftway.transport.scaler import MODES, Scaler, fit_scaler
 from driftway.transport.stream import Batch, generator
 from driftway.transport.value import Trainable, Value
 
-LOW_DIMENSION = 8
+LOW_DIMENSION, BRIDGED = 8, 64
 PAIRED = 1024
 ALONE = Group()
 
@@ -98,7 +100,8 @@ class Run:
 
 def shape_of(family: str, settings: Settings, scaler: Scaler, conditions: Conditions) -> dict[str, int]:
     """What a value of a family is built with."""
-    sizes = {"mixture": ("components",), "network": ("width", "depth", "heads"), "vector": ("width", "depth"), "image": ("base",)}[family]
+    sizes = {"mixture": ("components",), "network": ("width", "depth", "heads"), "vector": ("width", "depth"),
+             "residual": ("width", "depth", "heads"), "image": ("base",)}[family]
     shape = {name: getattr(settings, name) for name in sizes}
     return {**(grid(scaler.event) if family == "image" else {}), **shape, **conditions.shape}
 
@@ -125,7 +128,9 @@ def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, 
     x_held, y_held = opened.held
     if x_held is None:
         x_held = torch.randn(len(y_held), *scaler.event, generator=generator(plan.seed, "held-out source")).to(scaler.shift)
-    family = family or (plan.family if plan.family != "auto" else automatic(scaler, plan.problem))
+    family = family or (plan.family if plan.family != "auto" else automatic(scaler, plan.problem, opened.conditions))
+    require(family != "mixture" or not opened.conditions.shift, "family", expected="another than mixture for condition vectors", got=family,
+            cure="leave family out, or pass classes as labels")  # fmt: skip
     sigma = plan.problem.sigma / scaler.cost_scale**0.5
     eps = eps or entropies(plan, family, scaler, run_source, run_target)
     value = build_value(family, scaler, shape_of(family, plan.settings, scaler, opened.conditions))
@@ -137,14 +142,24 @@ def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, 
     else:
         assert isinstance(value, Trainable)  # noqa: S101 (all others are)
         seed_parameters(value, own)
-        learner = NetworkLearner(value, plan.settings, eps=eps, sigma=sigma, group=group)
+        kind = NetworkLearner
+        if isinstance(value, ResidualValue):
+            kind = BridgeLearner if sigma > 0 else ResidualLearner
+            if fresh:
+                many = max(4096, min(2**20, 2**25 // scaler.size))
+                fit_base(value, run_source.probe(many).x, run_target.probe(many).x, eps=sigma**2)
+        learner = kind(value, plan.settings, eps=eps, sigma=sigma, group=group)
     return Run(plan, family, scaler, opened.conditions, eps, run_source, run_target, (x_held, y_held), learner, held is not None)
 
 
-def automatic(scaler: Scaler, problem: Problem) -> str:
-    """The family for data of this shape."""
-    del problem
-    return "mixture" if scaler.size <= LOW_DIMENSION else "network"
+def automatic(scaler: Scaler, problem: Problem, conditions: Conditions) -> str:
+    """The family for data of this shape: exact ends while mixtures can be fitted, then networks.
+
+    Bridges stay with mixtures longer: one component is already exact between normal laws.
+    """
+    if scaler.size <= (BRIDGED if problem.sigma > 0 else LOW_DIMENSION):
+        return "network" if conditions.shift else "mixture"
+    return "vector" if len(scaler.event) > 1 and problem.sigma == 0 else "residual"
 
 
 def _start_mixture(value: MixtureValue | LabelledMixture, eps: float, source: Mapped, target: Mapped, own: torch.Generator,
@@ -181,7 +196,7 @@ def seed_parameters(value: Value, own: torch.Generator) -> None:
                     if tensor is not None:
                         tensor.copy_((2 * torch.rand(tensor.shape, generator=own) - 1) * bound)
             elif isinstance(module, torch.nn.Embedding):
-                module.weight.copy_(0.1 * torch.randn(module.weight.shape, generator=own))
+                module.weight.copy_(torch.randn(module.weight.shape, generator=own))
 
 
 def _some(rows: Batch, n: int, own: torch.Generator) -> Batch:

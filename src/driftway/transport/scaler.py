@@ -76,7 +76,7 @@ class Scaler:
     def start(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n *event"]:
         """Model space to source rows: the inverse of `source`."""
         if not self.noise:
-            return self.data(z)
+            return (z * self.scale + self.shift).reshape(len(z), *self.event)
         row = z.new_zeros(len(z), len(self.shift))
         row[:, self.active] = z
         return row.reshape(len(z), *self.event)

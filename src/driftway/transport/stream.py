@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from driftway import checks
-from driftway.checks import require
+from driftway.checks import InputError, require
 
 PROBE = 4096
 
@@ -70,8 +70,8 @@ class Stream(Protocol):
         """A fingerprint of the data."""
         ...
 
-    def probe(self) -> Batch:
-        """Rows to fit a scale on; drawing them moves no position."""
+    def probe(self, n: int = PROBE) -> Batch:
+        """About n rows, or all that an array has, to fit a scale on; drawing them moves no position."""
         ...
 
 
@@ -91,8 +91,8 @@ class Counted:
     def restore(self, state: list[int]) -> None:
         (self.drawn,) = state
 
-    def probe(self) -> Batch:
-        return self.sample(PROBE, generator(self.seed, self.name, "probe"))
+    def probe(self, n: int = PROBE) -> Batch:
+        return self.sample(n, generator(self.seed, self.name, "probe"))
 
     def digest(self) -> str:
         return _digest(self.sample(64, generator(0, self.name, "digest")))
@@ -121,7 +121,7 @@ class Rows:
         order = torch.randperm(len(self.rows), generator=generator(self.seed, self.name, self.epoch))
         self.order = order.to(self.rows.x.device)
 
-    def probe(self) -> Batch:
+    def probe(self, n: int = PROBE) -> Batch:
         return self.rows
 
     def digest(self) -> str:
@@ -158,11 +158,11 @@ class Loader:
         if position:
             self._take(position)
 
-    def probe(self) -> Batch:
+    def probe(self, n: int = PROBE) -> Batch:
         rows: list[Batch] = []
         for batch in self._epoch(-1):
             rows.append(batch)
-            if sum(map(len, rows)) >= PROBE:
+            if sum(map(len, rows)) >= n:
                 break
         require(sum(map(len, rows)) >= 2, self.name, expected="a DataLoader with at least 2 rows", got="fewer", cure="give it data")
         return join(rows)
@@ -212,7 +212,12 @@ def batch_of(name: str, drawn: Any, labelled: bool) -> Batch:
     pair = list(drawn) if isinstance(drawn, list | tuple) else []
     require(len(pair) >= 2, name, expected="pairs (rows, labels), as labels='batch' says", got=type(drawn).__name__,
             cure="yield rows and labels")  # fmt: skip
-    x, c = checks.samples(name, pair[0], least=1), torch.as_tensor(pair[1])
+    x = checks.samples(name, pair[0], least=1)
+    try:
+        c = torch.as_tensor(pair[1])
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(name, expected="labels as whole numbers, or vectors, in batches", got=repr(pair[1])[:60],
+                         cure="number the classes") from None  # fmt: skip
     require(c.ndim in (1, 2) and len(c) == len(x), name, expected=f"{len(x)} labels", got=f"shape {tuple(c.shape)}",
             cure="yield one label per row")  # fmt: skip
     return Batch(x, c)

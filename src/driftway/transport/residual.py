@@ -1,0 +1,124 @@
+r"""Values with a quadratic base: the answer for two normal laws with the data's moments, and perceptrons for the rest.
+
+    V_t(x) = V^q_t(x) + R(x, t)        g(y) = g^q(y) + h(y)        V^q, g^q: a mixture of one component, y | x ~ N(S x + r, eps S)
+    S = Cx^(-1/2) ((Cx^(1/2) Cy Cx^(1/2) + eps^2/4 I)^(1/2) - eps/2 I) Cx^(-1/2)        r = E y - S E x
+
+S solves S Cx S + eps S = Cy, so the base has the target's mean and covariance: with eps = 0 it is the optimal map T(x) = S x + r
+between the normal laws (Bures), with eps = sigma^2 their Schrödinger bridge. Moments are unbiased by batches, so the base leaves to
+the networks only what is not linear.
+
+Step (sigma = 0). In many dimensions the nearest of M candidates is far, and the mean end E_P[y|x] of a batch is biased towards the middle.
+The base has the same bias, and its true answer T(x) is known: with an independent source batch x' coupled in the same way,
+
+    end(x) = T(x) + E_P[y|x] - E_P'[T(x')|x]                    at t = 0: a control variate; exact in the mean for normal laws
+    end(x) = y_j(i), x_t = (1-t) x_i + t y_j(i)                  at t > 0: the sampled end of the batch's coupling
+    L      = E|grad V_t(x_t) + end - x|^2                        b(t, c) is fitted to the level (1-t) C + g(y)
+
+Sources: Bures (1969); Bunne et al. (2023), arXiv 2202.05722, Theorem 3, for the bridge.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftway.transport import bridge, dual
+from driftway.transport.inner import Price
+from driftway.transport.mixture import MixtureValue
+from driftway.transport.primal_dual import NetworkLearner, Part
+from driftway.transport.value import NetworkValue, Trainable
+
+SHARP = 1e-3  # entropy at which the base is read when sigma = 0, in model space, where a column has unit variance
+
+
+class ResidualValue(Trainable):
+    """A quadratic base and a residual network: the family for vectors of many entries.
+
+    Args:
+        event: shape of one state.
+        width: units per hidden layer.
+        depth: hidden layers.
+        heads: pieces of the residual's soft minimum.
+        classes: classes of the condition, or 0.
+        columns: entries of condition vectors, or 0.
+    """
+
+    def __init__(self, event: tuple[int, ...], *, width: int = 64, depth: int = 3, heads: int = 32, classes: int = 0,
+                 columns: int = 0) -> None:  # fmt: skip
+        super().__init__()
+        self.event = tuple(event)
+        self.base = MixtureValue(event, components=1).requires_grad_(False)
+        self.rest = NetworkValue(event, width=width, depth=depth, heads=heads, classes=classes, columns=columns)
+        self.b = Price(1, width=32, classes=classes, columns=columns)
+
+    def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, " n"]:
+        return self.base.value(x, t) + self.rest.value(x, t, c) + self.b(t[:, None], c)
+
+    def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, "n *event"]:
+        return self.base.gradient(x, t) + self.rest.gradient(x, t, c)
+
+    def value_and_gradient(
+        self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *event"]]:
+        """V is differentiable in b alone, grad V in the residual."""
+        R, gradient = self.rest.value_and_gradient(x, t, c)
+        return self.base.value(x, t) + R.detach() + self.b(t[:, None], c), self.base.gradient(x, t) + gradient
+
+    def price(self, y: Float[Tensor, "m *event"], c: Tensor | None = None) -> Float[Tensor, " m"]:
+        return self.base.price(y) + self.rest.price(y, c)
+
+    @torch.no_grad()
+    def map(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
+        """T(x) = S x + r of the base."""
+        return x - self.base.gradient(x, torch.zeros_like(x.flatten(1)[:, 0]))
+
+
+@torch.no_grad()
+def fit_base(value: ResidualValue, x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"], *, eps: float) -> None:
+    """Set the base from the moments of source rows x and target rows y; the residual starts near zero.
+
+    Args:
+        value: whose base is set.
+        x: many source rows.
+        y: many target rows.
+        eps: sigma^2, or 0.
+    """
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    eye = torch.eye(x.shape[1]).to(x)
+    Cx, Cy = (covariance + 1e-4 * covariance.trace() / len(covariance) * eye for covariance in (torch.cov(x.T), torch.cov(y.T)))
+    s, U = torch.linalg.eigh(Cx)
+    root, inverse = (U * s.sqrt()) @ U.T, (U / s.sqrt()) @ U.T
+    w, W = torch.linalg.eigh(root @ Cy @ root)
+    inner = (W * ((w.clamp_min(0) + eps**2 / 4).sqrt() - eps / 2).clamp_min(1e-9)) @ W.T
+    S = inverse @ inner @ inverse
+    base = value.base
+    base.eps.fill_(eps or SHARP)
+    L = torch.linalg.cholesky((S + S.T) / 2 + 1e-7 * eye)
+    found = {"r": y.mean(0) - S @ x.mean(0), "lower": L.tril(-1), "log_diagonal": L.diagonal().log()}
+    base.load_state_dict({**base.state_dict(), **{name: tensor[None] for name, tensor in found.items()}})
+    value.rest.V.head.weight.mul_(0.1)
+    value.rest.g.head.weight.mul_(0.1)
+
+
+class ResidualLearner(NetworkLearner):
+    """The primal-dual step with a control variate (module docstring)."""
+
+    others, scalings, start = True, 20, 0.3
+
+    def fit(self, k: int, part: Part, own: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        value, x, y, eps, pairing = self.networks, part.x, part.y, self.eps(k), part.pairing
+        assert isinstance(value, ResidualValue)  # noqa: S101 (it is built for one)
+        g = value.price(y, part.c_y)
+        primal = dual.occupancy(x, y, g.detach(), eps=eps, scalings=self.scalings, pairing=pairing)
+        draw = torch.rand(3, len(x), generator=own, dtype=torch.float64).to(x)
+        rows, P, (uniform, t, first) = self.group.own(x), self.group.own(primal.balanced), (self.group.own(z) for z in draw)
+        chosen = dual.choose(P, uniform)
+        t = torch.where(first < self.start, 0.0, t)
+        x_t = bridge.interpolate(rows, y[chosen], t, sigma=0.0, normal=rows)
+        level = (1 - t) * (y[chosen] - rows).square().sum(1) / 2 + g.detach()[chosen]
+        mean = P @ y
+        if part.other is not None:
+            ends = value.map(part.other)
+            control = dual.occupancy(x, ends, value.base.price(ends), eps=eps, scalings=self.scalings, pairing=pairing)
+            mean = value.map(rows) + mean - self.group.own(control.balanced) @ ends
+        action = torch.where(t[:, None] > 0, y[chosen], mean) - rows
+        return dual.dual_loss(g, primal.weights, None if pairing is None else pairing.mass), x_t, t, level, action
