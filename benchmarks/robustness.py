@@ -65,7 +65,7 @@ class Protocol:
     seed: int = 0
 
 
-FULL = Protocol({PLANES[0]: 20.0, PLANES[1]: 20.0, DIGITS: 30.0, MNIST: 100.0}, 2048, 500, GRIDS)
+FULL = Protocol({PLANES[0]: 12.0, PLANES[1]: 12.0, DIGITS: 20.0, MNIST: 40.0}, 2048, 500, GRIDS)
 QUICK = Protocol({PLANES[0]: 2.0, PLANES[1]: 2.0, DIGITS: 3.0}, 512, 300, 2)
 SETTINGS = {DIGITS: Settings(width=256, lr=3e-3), MNIST: Settings(width=512, lr=2e-3)}
 PEER_LR = 2e-3

@@ -44,10 +44,10 @@ from driftway.transport.stream import generator
 
 STEPS, FEW, JOBS, NEVER = (1, 2, 4, 20), 4, 2, 2**62
 WAYS = ("there", "back")
-MAIN, TWICE, NETWORK, LABELLED = "driftway vector", "driftway vector, two runs", "driftway network", "driftway vector, labels given"
+MAIN, TWICE, RESIDUAL, LABELLED = "driftway vector", "driftway vector, two runs", "driftway residual", "driftway vector, labels given"
 PEERS = {"OT-CFM (tuned)": "exact", "I-CFM (tuned)": "independent"}
-METHODS = (MAIN, TWICE, NETWORK, *PEERS, LABELLED)
-SETTINGS = {MAIN: Settings(width=256, lr=3e-3), NETWORK: Settings(width=256, lr=3e-3)}
+METHODS = (MAIN, TWICE, RESIDUAL, *PEERS, LABELLED)
+SETTINGS = {MAIN: Settings(width=256, lr=3e-3), RESIDUAL: Settings(width=256, lr=3e-3)}
 PEER_LR = 2e-3
 PICTURE = FilePath(__file__).parents[1] / "docs" / "images" / "translation.png"
 NOTES = (
@@ -80,7 +80,7 @@ class Protocol:
     test: int
 
 
-FULL = Protocol(("digits-MNIST", "fashion-style"), (0, 1), 30.0, 4000, 500)
+FULL = Protocol(("digits-MNIST", "fashion-style"), (0, 1), 15.0, 4000, 500)
 QUICK = Protocol(("digits-MNIST", "fashion-style"), (0,), 2.5, 2000, 300)
 
 

@@ -72,7 +72,7 @@ class Protocol:
 
 
 DIMENSIONS = {"gaussians": (2, 16, 64, 128), "ridges": (2, 16, 64, 128), "pieces": (16, 64)}
-FULL = Protocol(tuple((pair, d) for pair, own in DIMENSIONS.items() for d in own), (0,), 18.0, 65_536, 8192)
+FULL = Protocol(tuple((pair, d) for pair, own in DIMENSIONS.items() for d in own), (0,), 12.0, 65_536, 8192)
 QUICK = Protocol((("ridges", 16),), (0,), 3.0, 16_384, 2048)
 
 
@@ -113,7 +113,7 @@ def settings(method: str, d: int) -> tuple[str, Settings]:
         return "mixture", Settings(components=MIXTURES[method])
     if method == NETWORK:
         return "network", Settings(width=width(d))
-    return "residual", Settings(width=width(d), eps_end=0.02)
+    return "residual", Settings(width=width(d))
 
 
 def width(d: int) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import translation
-from benchmarks.translation import MAIN, NETWORK, PEERS, Flow, Side, coupled, goal, kept, means, pair, restyle, score, sides
+from benchmarks.translation import MAIN, PEERS, RESIDUAL, Flow, Side, coupled, goal, kept, means, pair, restyle, score, sides
 from driftway.data import digits
 from driftway.transport import Path, Settings, VectorValue
 from driftway.transport.scaler import fit_scaler
@@ -101,7 +101,7 @@ def rows(shares):
 
 @pytest.mark.parametrize(("ours", "met"), [(0.81, True), (0.8, False), (0.5, False)])
 def test_the_goal_takes_the_peers_best_step_count_and_only_our_few(ours, met):
-    shares = {(MAIN, 2): ours, (MAIN, 20): 0.99, (NETWORK, 1): 0.99, (PEER, 1): 0.1, (PEER, 20): 0.8}
+    shares = {(MAIN, 2): ours, (MAIN, 20): 0.99, (RESIDUAL, 1): 0.99, (PEER, 1): 0.1, (PEER, 20): 0.8}
     found = goal(means({"figures": rows(shares)}), MAIN)
     assert found.met is met
     assert found.checks[0][:4] == ["a", "there", 2, pytest.approx(ours + 0.005)]

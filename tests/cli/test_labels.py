@@ -1,9 +1,14 @@
 """Labels on the command line: read from tables, arrays and folders of images; sampled by name; refused in one line."""
 
+import sys
+from contextlib import suppress
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from driftway import cli, transport
 from driftway.transport import TransportModel
 from tests.cli.test_cli import run, write_csv
 
@@ -16,7 +21,7 @@ def kinds(path, names=("left", "right"), rows=ROWS):
     return write_csv(path, [[a, names[side], b] for (a, b), side in zip(rows, SIDES, strict=True)], "a,kind,b")
 
 
-def fit(monkeypatch, capsys, *words, steps=200):
+def fit(monkeypatch, capsys, *words, steps=5):
     return run(monkeypatch, capsys, "transport", "fit", *words, "--steps", steps, *SMALL)
 
 
@@ -30,12 +35,16 @@ def pictures(folder, names=("3", "cat")):
     return folder
 
 
-@pytest.fixture
-def folder(monkeypatch, capsys, tmp_path):
-    """A run with two named classes, five to the left and five to the right."""
-    words = ["--target", kinds(tmp_path / "t.csv"), "--labels", "kind", "--out", tmp_path / "run"]
-    assert fit(monkeypatch, capsys, *words)[0] == 0
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with two named classes, five to the left and five to the right; beside it its table."""
+    place = tmp_path_factory.mktemp("labels")
+    words = ["driftway", "transport", "fit", "--target", kinds(place / "t.csv"), "--labels", "kind", "--out", place / "run", "--steps", 150]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*map(str, [*words, *SMALL])])
+        with suppress(SystemExit):
+            cli.main()
+    return place / "run"
 
 
 def test_a_column_of_labels_trains_samples_and_evaluates(monkeypatch, capsys, tmp_path, folder):
@@ -47,7 +56,7 @@ def test_a_column_of_labels_trains_samples_and_evaluates(monkeypatch, capsys, tm
         z = np.loadtxt(tmp_path / "x.csv", delimiter=",", skiprows=1)
         assert z.shape == (60, 2)
         assert (np.sign(z[:, 0]) == sign).mean() > 0.85
-    code, out, err = run(monkeypatch, capsys, "transport", "evaluate", folder, "--target", tmp_path / "t.csv", "--labels", "kind")
+    code, out, err = run(monkeypatch, capsys, "transport", "evaluate", folder, "--target", folder.parent / "t.csv", "--labels", "kind")
     assert code == 0, err
     assert "floor" in out
 
@@ -68,7 +77,7 @@ def test_an_archive_with_labels(monkeypatch, capsys, tmp_path):
     """Whole numbers; found again whether written as text or as numbers."""
     np.savez(tmp_path / "t.npz", rows=ROWS.astype(np.float32), digit=SIDES + 2)
     words = ["--target", f"{tmp_path / 't.npz'}:rows", "--labels", "digit", "--out", tmp_path / "run"]
-    code, _, err = fit(monkeypatch, capsys, *words, steps=20)
+    code, _, err = fit(monkeypatch, capsys, *words)
     assert code == 0, err
     model = TransportModel.load(tmp_path / "run")
     assert list(map(str, model.classes)) == ["2", "3"]
@@ -79,7 +88,7 @@ def test_an_archive_with_labels(monkeypatch, capsys, tmp_path):
 
 def test_a_folder_of_images_by_class(monkeypatch, capsys, tmp_path):
     words = ["--target", pictures(tmp_path / "images"), "--labels", "folder", "--out", tmp_path / "run"]
-    code, _, err = fit(monkeypatch, capsys, *words)
+    code, _, err = fit(monkeypatch, capsys, *words, steps=120)
     assert code == 0, err
     means = {}
     for name in ("3", "cat"):
@@ -133,12 +142,12 @@ def test_labels_that_cannot_be_sampled_are_one_line_and_exit_code_2(monkeypatch,
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert shown in err
         assert not file.exists()
-    plain = write_csv(tmp_path / "p.csv", ROWS)
-    assert fit(monkeypatch, capsys, "--target", plain, "--out", tmp_path / "plain", steps=2)[0] == 0
+    plain = transport.Settings(width=8, depth=2)
+    transport.fit(None, torch.tensor(ROWS), family="network", settings=plain, steps=1, out=tmp_path / "plain")
     code, _, err = run(monkeypatch, capsys, "transport", "sample", tmp_path / "plain", "-o", file, "--label", "left")
     assert code == 2
     assert "label: expected None, as this model was trained without labels" in err
-    words = ["transport", "evaluate", tmp_path / "plain", "--target", tmp_path / "t.csv", "--labels", "kind"]
+    words = ["transport", "evaluate", tmp_path / "plain", "--target", folder.parent / "t.csv", "--labels", "kind"]
     code, _, err = run(monkeypatch, capsys, *words)
     assert (code, err.count("\n")) == (2, 1)
     assert "trained without labels" in err

@@ -246,14 +246,14 @@ def test_vectors_are_standardised(kind):
 
 def test_null_has_a_row_of_its_own():
     own = Conditioner(classes=3, columns=0, width=4)
-    rows = own(torch.tensor([0, 1, 2, NULL, NULL]))
+    rows = own(torch.tensor([0, 1, 2, NULL, NULL]), torch.zeros(1))
     assert torch.equal(rows[3], rows[4])
     assert len(rows.unique(dim=0)) == 4
     vectors = Conditioner(classes=0, columns=2, width=4)
     assert vectors.none is not None
     assert vectors.map is not None
     torch.nn.init.ones_(vectors.none)
-    out = vectors(torch.tensor([[1.0, 2.0], [torch.nan, torch.nan], [torch.nan, 0.0]]))
+    out = vectors(torch.tensor([[1.0, 2.0], [torch.nan, torch.nan], [torch.nan, 0.0]]), torch.zeros(1))
     assert torch.equal(out[1:], torch.ones(2, 4))
     torch.testing.assert_close(out[0], vectors.map(torch.tensor([1.0, 2.0])))
     out[1].sum().backward()

@@ -7,9 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from driftway.checks import InputError
-from driftway.transport import MixtureValue
-from driftway.transport import mixture as module
-from driftway.transport.mixture import initialise
+from driftway.transport import MixtureValue, forms
+from driftway.transport.mixture_start import initialise
 
 DOUBLE = torch.float64
 
@@ -68,7 +67,7 @@ def test_rows_of_one_time_are_rows_of_many_times(rank):
 def test_quadratics_are_the_same_by_monomials_and_by_matrices(K, d):
     A, b, c, x = draw(K, d, d), draw(K, d, seed=1), draw(K, seed=2), draw(8, d, seed=3)
     known = torch.einsum("nd,kde,ne->nk", x, A, x) + x @ b.T + c
-    torch.testing.assert_close(module._quadratics(x, A, b, c), known)
+    torch.testing.assert_close(forms.quadratics(x, A, b, c), known)
 
 
 class Largest(TorchDispatchMode):
@@ -95,7 +94,7 @@ def test_memory_is_bounded(K, d, n, rank, time):
         value.gradient(x, t)
         value.value(x[:200], torch.linspace(0, 0.9, 200))
     assert torch.isfinite(y).all()
-    assert seen.bytes <= 4 * 1.05 * max(module.ENTRIES, value.r.numel() * (d if rank else 1))
+    assert seen.bytes <= 4 * 1.05 * max(forms.ENTRIES, value.r.numel() * (d if rank else 1))
 
 
 def test_full_covariances_keep_the_names_of_saved_models():

@@ -23,86 +23,88 @@ LABELS = {
     "vectors": {"labels": Y[:, :1].sin()},
 }  # fmt: skip
 CASES = [(family, kind) for family in ("network", "vector", "mixture") for kind in LABELS if (family, kind) != ("mixture", "vectors")]
-installed = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed: pip install accelerate")
+STEPS = 8
+installed = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None,
+                               reason="training in several processes needs Accelerate: pip install 'driftway[accelerate]'")  # fmt: skip
+torch.set_num_threads(1)
 
 
 def train(family, kind, processes, **options):
-    """Twenty steps whose batches are the same in all, for any number of processes."""
+    """A few steps whose batches are the same in all, for any number of processes."""
     settings = Settings(batch=32 // processes, candidates=48 // processes, mixture_batch=60 // processes, width=12, depth=2, heads=4,
                         components=3)  # fmt: skip
     source = X if kind == "both" else None
-    return fit(source, Y, family=family, settings=settings, seed=2, steps=20, certify_every=10, holdout=0.0, **LABELS[kind], **options)
+    return fit(source, Y, family=family, settings=settings, seed=2, steps=STEPS, certify_every=STEPS // 2, holdout=0.0,
+               **LABELS[kind], **options)  # fmt: skip
 
 
 SCRIPT = """
 import os, sys
 from pathlib import Path
-import torch
+from driftway.cli import main
 from tests.transport.test_parallel import CASES, train
-torch.set_num_threads(1)
+folder = Path(sys.argv.pop(1))
 for family, kind in CASES:
-    train(family, kind, 2, out=Path(sys.argv[1]) / f"rank{os.environ['RANK']}" / f"{family}-{kind}")
+    train(family, kind, 2, out=folder / f"rank{os.environ['RANK']}" / f"{family}-{kind}")
+main()  # the words that are left
 """
 
 
-def together(*command):
-    """Run a command as two processes that know of each other; returns their output."""
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """A folder that two processes trained all cases in and ran the command line, and what each of them said."""
+    folder = tmp_path_factory.mktemp("group")
+    rows = "\n".join(["a,b,kind", *(f"{a},{b},{'left' if a < 0 else 'right'}" for a, b in uneven(60).tolist())])
+    (folder / "t.csv").write_text(rows)
+    words = ["transport", "fit", "--target", folder / "t.csv", "--labels", "kind", "--out", folder / "run", "--steps", STEPS,
+             "--family", "network", "--width", 8, "--batch", 16, "--candidates", 32, "--threads", 1]  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     everywhere = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1",
                   "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
-    processes = [subprocess.Popen([sys.executable, *command], env={**everywhere, "RANK": rank, "LOCAL_RANK": rank}, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in "01"]  # fmt: skip
+    command = [sys.executable, "-c", SCRIPT, *map(str, [folder / "cases", *words])]
+    processes = [subprocess.Popen(command, env={**everywhere, "RANK": rank, "LOCAL_RANK": rank}, text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) for rank in "01"]  # fmt: skip
     try:
-        said = [process.communicate(timeout=60) for process in processes]
+        said = [process.communicate(timeout=100) for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for _, error in said)
-    return [output for output, _ in said]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("group")
-    together("-c", SCRIPT, str(folder))
-    return folder
+    return folder, [output for output, _ in said]
 
 
 @installed
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_two_processes_train_as_one_of_twice_the_batch(folder, family, kind, tmp_path):
-    found = weights(folder / "rank0" / f"{family}-{kind}")
+def test_two_processes_train_as_one_of_twice_the_batch(group, family, kind, tmp_path):
+    place = group[0] / "cases" / "rank0" / f"{family}-{kind}"
+    found = weights(place)
     train(family, kind, 1, out=tmp_path)
     known = weights(tmp_path)
     assert found.keys() == known.keys()
     for name, tensor in known.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
-    history = [json.loads((place / store.CONFIG).read_text())["training"]["history"]
-               for place in (folder / "rank0" / f"{family}-{kind}", tmp_path)]  # fmt: skip
+    history = [json.loads((folder / store.CONFIG).read_text())["training"]["history"] for folder in (place, tmp_path)]
+    assert len(history[0]) == 2
     for a, b in zip(*history, strict=True):
         assert a[0] == b[0]
         assert a[2:] == pytest.approx(b[2:], rel=1e-6)
 
 
 @installed
-def test_only_the_first_process_writes(folder):
-    assert {path.name for path in folder.iterdir()} == {"rank0"}
-    assert len(list((folder / "rank0").iterdir())) == len(CASES)
+def test_only_the_first_process_writes(group):
+    assert {path.name for path in (group[0] / "cases").iterdir()} == {"rank0"}
+    assert len(list((group[0] / "cases" / "rank0").iterdir())) == len(CASES)
 
 
 @installed
-def test_the_command_line_trains_in_two_processes(tmp_path):
-    rows = "\n".join(["a,b,kind", *(f"{a},{b},{'left' if a < 0 else 'right'}" for a, b in uneven(200).tolist())])
-    (tmp_path / "t.csv").write_text(rows)
-    words = ["transport", "fit", "--target", tmp_path / "t.csv", "--labels", "kind", "--out", tmp_path / "run", "--steps", 20,
-             "--family", "network", "--width", 8, "--threads", 1]  # fmt: skip
-    first, second = together("-c", "from driftway.cli import main; main()", *map(str, words))
+def test_the_command_line_trains_in_two_processes(group):
+    folder, (first, second) = group
     assert "certificate:" in first
     assert second == ""
-    assert TransportModel.load(tmp_path / "run").classes == ("left", "right")
-    assert (tmp_path / "run" / "report.html").exists()
+    assert TransportModel.load(folder / "run").classes == ("left", "right")
+    assert (folder / "run" / "report.html").exists()
 
 
 def test_one_process_needs_no_accelerate(monkeypatch):

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from driftway.checks import InputError
 from driftway.transport import exact_coupling, solve_assignment_program
 from driftway.transport.dual import occupancy, semi_dual
-from driftway.transport.marginal import Semidiscrete
+from driftway.transport.measure import Semidiscrete
 from driftway.transport.problem import cole_hopf, cole_hopf_gradient, cost, end_law, hopf_lax, hopf_lax_gradient
 from driftway.transport.semidiscrete import solve_semidiscrete
 from driftway.transport.table import TableValue

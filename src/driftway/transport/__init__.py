@@ -13,7 +13,7 @@ from driftway.transport.image import ImageValue
 from driftway.transport.inner import VectorValue
 from driftway.transport.labelled import LabelledMixture
 from driftway.transport.learner import Settings
-from driftway.transport.marginal import Semidiscrete
+from driftway.transport.measure import Semidiscrete
 from driftway.transport.metrics import Path, exact_coupling, normalised_path_energy, path_energy, straightness, w2
 from driftway.transport.mixture import MixtureValue
 from driftway.transport.model import TransportModel, certificate

@@ -94,14 +94,15 @@ def fit_conditions(argument: str, labels: Any) -> Conditions:
     names = _names(argument, labels)
     kinds = {type(name) for name in names}
     require(len(kinds) == 1, argument, expected="labels of one kind", got="whole numbers and text", cure="write all of them as text")
-    classes = tuple(sorted(set(names)))
+    whole = all(isinstance(name, int) or name.lstrip("+-").isdecimal() for name in set(names))
+    classes = tuple(sorted(set(names), key=lambda name: (int(name), str(name)) if whole else (0, str(name))))
     require(len(classes) <= MOST, argument, expected=f"at most {MOST:,} classes", got=f"{len(classes):,}",
             cure="pass numbers that measure something as vectors, shape (n, 1)")  # fmt: skip
     return Conditions(classes=classes)
 
 
 class Conditioner(nn.Module):
-    """Features (n, width) of a condition; 0 features wide, it takes no condition.
+    """Features (n, width) of a condition; None is null.
 
     Args:
         classes: number L of classes, or 0.
@@ -116,7 +117,12 @@ class Conditioner(nn.Module):
         self.map = nn.Linear(columns, width) if columns else None
         self.none = nn.Parameter(torch.zeros(width)) if columns else None
 
-    def forward(self, c: Tensor) -> Float[Tensor, "n width"]:
+    def forward(self, c: Tensor | None, like: Tensor) -> Float[Tensor, "n width"]:
+        """The features for each row of c, or those of null for each row of `like`."""
+        if c is None:
+            null = self.none if self.rows is None else self.rows.weight[self.classes]
+            assert null is not None  # noqa: S101 (it has one of the two)
+            return null.expand(len(like), -1)
         if self.rows is not None:
             return self.rows(torch.where(c < 0, self.classes, c))
         assert self.map is not None and self.none is not None  # noqa: S101, PT018 (it has one of the two)

@@ -83,8 +83,9 @@ def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labe
             where a sampler or DataLoader yields pairs (rows, labels). A label is paired with rows of that label alone.
         source_labels: the same for a source whose rows are to keep their label.
         problem: horizon, noise sigma and entropy eps, in the units of the data.
-        family: "mixture" (closed form), "network" (a perceptron), "vector" or "image" (inner-product potentials: a perceptron of
-            residual layers, a U-Net), or "auto": mixture up to dimension 8.
+        family: "mixture" (closed form), "network" (a perceptron), "residual" (a quadratic base and perceptrons for the rest), "vector"
+            or "image" (inner-product potentials: a perceptron of residual layers, a U-Net), or "auto": mixture up to dimension 8, then
+            residual for vectors and vector for images; with sigma > 0 mixture up to 64, then residual.
         steps: training steps; by default 2,000 for a mixture and 4,000 for networks, unless max_seconds or gap is given.
         max_seconds: stop after this much training time.
         gap: stop when the certificate's optimality gap is at most this (sigma = 0).

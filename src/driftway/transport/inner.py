@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, linear, silu
 
 from driftway.checks import count, require
-from driftway.transport.condition import NULL, Conditioner
+from driftway.transport.condition import Conditioner
 from driftway.transport.value import Trainable
 
 FREQUENCIES, CLOCK, PRICE, LEVEL = 16, 128, 128, 32
@@ -37,8 +37,7 @@ class Condition(nn.Module):
 
     def __init__(self, width: int, *, classes: int, columns: int) -> None:
         super().__init__()
-        self.columns, conditional = columns, classes or columns
-        self.features = Conditioner(classes=classes, columns=columns, width=width) if conditional else None
+        self.features = Conditioner(classes=classes, columns=columns, width=width) if classes or columns else None
 
     def forward(self, c: Tensor | None, like: Tensor) -> Float[Tensor, "#n width"]:
         """The features for each row of c, or of `like` where c is None.
@@ -49,10 +48,7 @@ class Condition(nn.Module):
         if self.features is None:
             require(c is None, "c", expected="None", got="a condition", cure="build the value with classes or columns")
             return like.new_zeros(1, 1)
-        if c is None:
-            n = len(like)
-            c = like.new_full((n, self.columns), torch.nan) if self.columns else torch.full((n,), NULL, device=like.device)
-        return self.features(c)
+        return self.features(c, like)
 
 
 class Clock(nn.Module):

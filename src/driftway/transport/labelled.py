@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from driftway.checks import InputError, count, require
-from driftway.transport.mixture import FULL, MixtureValue, initialise
+from driftway.transport.mixture import FULL, MixtureValue
+from driftway.transport.mixture_start import initialise
 from driftway.transport.stream import generator
 from driftway.transport.value import Value
 

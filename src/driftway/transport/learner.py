@@ -36,6 +36,7 @@ class Settings:
         scalings: Sinkhorn scalings of the batch.
         level: weight of the value-level term beside the gradient term.
         components: components of the mixture family.
+        rank: of its covariances: -1 full, 0 diagonal.
         mixture_batch: source and target rows per step of the mixture family.
         lr: step size of the network family.
         mixture_lr: step size of the mixture family.
@@ -55,6 +56,7 @@ class Settings:
     scalings: int = 5
     level: float = 0.02
     components: int = 64
+    rank: int = -1
     mixture_batch: int = 1024
     lr: float = 5e-3
     mixture_lr: float = 5e-3

@@ -22,24 +22,18 @@ The end is drawn in the component's own factor, with S_k B_k^-1 = L_k (C C^T)^-1
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from driftway.checks import require
 from driftway.transport.dual import bounded
-from driftway.transport.metrics import exact_coupling
-from driftway.transport.problem import cost
-from driftway.transport.stream import generator
+from driftway.transport.forms import apply, by_rows, quadratics, solve, times
 from driftway.transport.value import Value
 
-ENTRIES = 2**22  # of a block of rows times components (times columns)
 FULL, DIAGONAL = -1, 0
 
 
@@ -79,7 +73,7 @@ class MixtureValue(Value):
     def log_c(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, " n"]:
         """log c(x) = (|x|^2/2 - V_0(x)) / eps up to a constant."""
         A, u = self.S / 2, self.u
-        return _by_rows(lambda x: torch.logsumexp(bounded(_quadratics(x, A, self.r, u) / self.eps), 1), self._width(), x.flatten(1))
+        return by_rows(lambda x: torch.logsumexp(bounded(quadratics(x, A, self.r, u) / self.eps), 1), self._width(), x.flatten(1))
 
     def log_v(self, y: Float[Tensor, "m *event"]) -> Float[Tensor, " m"]:
         """log v(y), the log-density of the mixture (its weights need not sum to one)."""
@@ -89,10 +83,10 @@ class MixtureValue(Value):
         else:
             inverse = torch.linalg.solve_triangular(self.L, torch.eye(d).to(self.r), upper=False)
             precision = inverse.mT @ inverse
-        slope = _times(precision, self.r)
+        slope = times(precision, self.r)
         u = self.u - (slope * self.r).sum(1) / 2
         normaliser = self.log_diagonal.sum(1) + d / 2 * torch.log(2 * torch.pi * self.eps)
-        return _by_rows(lambda y: torch.logsumexp(bounded(_quadratics(y, -precision / 2, slope, u) / self.eps - normaliser), 1),
+        return by_rows(lambda y: torch.logsumexp(bounded(quadratics(y, -precision / 2, slope, u) / self.eps - normaliser), 1),
                         self._width(), y.flatten(1))  # fmt: skip
 
     def price(self, y: Float[Tensor, "m *event"], c: Tensor | None = None) -> Float[Tensor, " m"]:
@@ -102,12 +96,12 @@ class MixtureValue(Value):
     def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, " n"]:
         unconditional(c)
         law = self._law(t)
-        return _by_rows(lambda x, t: -self.eps * torch.logsumexp(law.logits(x, t), 1), self._width(), x.flatten(1), t)
+        return by_rows(lambda x, t: -self.eps * torch.logsumexp(law.logits(x, t), 1), self._width(), x.flatten(1), t)
 
     def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, "n *event"]:
         unconditional(c)
         law = self._law(t)
-        return _by_rows(law.slope, self._width(), x.flatten(1), t).reshape(-1, *self.event)
+        return by_rows(law.slope, self._width(), x.flatten(1), t).reshape(-1, *self.event)
 
     def endpoint(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], *, uniform: Float[Tensor, " n"],
                  normal: Float[Tensor, "n *event"], c: Tensor | None = None) -> Float[Tensor, "n *event"]:  # fmt: skip
@@ -119,9 +113,9 @@ class MixtureValue(Value):
             return torch.searchsorted(w, uniform[:, None].to(w) * w[:, -1:])[:, 0].clamp(max=w.shape[1] - 1)
 
         x = x.flatten(1)
-        k = _by_rows(choose, self._width(), x, t, uniform)
+        k = by_rows(choose, self._width(), x, t, uniform)
         width = self.log_diagonal[0].numel() if self.lower is None else self.lower[0].numel()
-        return _by_rows(self._end(t), width, x, t, k, normal.flatten(1)).reshape(-1, *self.event)
+        return by_rows(self._end(t), width, x, t, k, normal.flatten(1)).reshape(-1, *self.event)
 
     def _width(self) -> int:
         """Entries per row of the largest tensor that a block of rows needs."""
@@ -148,8 +142,8 @@ class MixtureValue(Value):
         def end(x: Tensor, t: Tensor, k: Tensor, normal: Tensor) -> Tensor:
             t = t[:, None].to(x)
             root, own, r = (factor(inner[k], t) if many else shared[k]), L[k], self.r[k]
-            z = _solve(root, _times(own.mT if own.ndim == 3 else own, x - t * r)) + (self.eps * (1 - t)).sqrt() * normal
-            return r + _times(own, _solve(root.mT if own.ndim == 3 else root, z, upper=True))
+            z = solve(root, times(own.mT if own.ndim == 3 else own, x - t * r)) + (self.eps * (1 - t)).sqrt() * normal
+            return r + times(own, solve(root.mT if own.ndim == 3 else root, z, upper=True))
 
         shared = inner if many else factor(inner, t[:1, None].to(L))
         return end
@@ -170,13 +164,13 @@ class _OneTime:
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         del t
-        return _quadratics(x, self.A, self.b, self.c) / self.eps
+        return quadratics(x, self.A, self.b, self.c) / self.eps
 
     def slope(self, x: Tensor, t: Tensor) -> Tensor:
         w = self.logits(x, t).softmax(1)
         if self.A.ndim == 2:
             return -2 * (w @ self.A) * x - w @ self.b
-        return -2 * torch.einsum("nk,nkd->nd", w, _apply(self.A, x)) - w @ self.b
+        return -2 * torch.einsum("nk,nkd->nd", w, apply(self.A, x)) - w @ self.b
 
 
 def _one_time(value: MixtureValue, t: Tensor) -> _OneTime:
@@ -214,55 +208,11 @@ class _ManyTimes:
         return w.sum(1) if self.U is None else torch.einsum("nke,kde->nd", w, self.U)
 
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = x[:, None] if self.U is None else _apply(self.U.mT, x)
+        z = x[:, None] if self.U is None else apply(self.U.mT, x)
         t = t[:, None, None].to(x)
         b = (1 - t) + t * self.s
         q = (((self.s - 1) * z / 2 + self.r) * z - t * self.r.square() / 2) / b
         return (self.u + q.sum(2)) / self.eps - torch.log(2 * torch.pi * self.eps * b).sum(2) / 2, b, z
-
-
-@torch.no_grad()
-def initialise(value: MixtureValue, x: Tensor, y: Tensor, *, seed: int) -> None:
-    """Place the components on a clustering of optimally paired rows.
-
-    In each cell the component is the Gaussian map from its source rows to its target rows, at the level of the Brenier potential that
-    the exact dual gives there. Components beyond the rows split others.
-
-    Args:
-        value: the mixture whose parameters are set.
-        x: source rows, (n, *event).
-        y: target rows, (n, *event).
-        seed: of the clustering.
-    """
-    x, y = x.flatten(1).double(), y.flatten(1).double()
-    match = exact_coupling(cost(x, y))
-    y = match.map(y)
-    phi = x.square().sum(1) / 2 - match.f
-    K, d = min(len(value.u), len(x)), value.r.shape[1]
-    spread = x.var(0).mean().clamp_min(1e-12), y.var(0).mean().clamp_min(1e-12)
-    pairs = torch.cat([x / spread[0].sqrt(), y / spread[1].sqrt()], 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an empty cluster: its component starts on a pair of its own below
-        _, label = kmeans2(pairs.cpu().numpy(), K, minit="points", rng=np.random.default_rng(seed), missing="warn")
-    cell = torch.as_tensor(label, device=x.device).long()
-    cells = [rows if len(rows) else torch.tensor([k % len(x)]) for k, rows in enumerate(torch.nonzero(cell == j)[:, 0] for j in range(K))]
-    full = value.lower is not None
-    for k, rows in enumerate(cells):
-        dof = d if full else 1
-        prior = (dof + 1) / (dof + 1 + len(rows))
-        eye = torch.eye(d).to(x) if full else torch.ones(d).to(x)
-        cx = _covariance(x[rows], full) + (prior * spread[0] + 1e-6) * eye
-        cy = _covariance(y[rows], full) + 1e-4 * spread[1] * eye
-        S = _gaussian_map(cx, cy)
-        r = y[rows].mean(0) - _times(S[None], x[rows].mean(0)[None])[0]
-        value.r[k] = r
-        L = torch.linalg.cholesky(S) if full else S.sqrt().diag_embed()
-        value.log_diagonal[k] = L.diagonal().log()
-        if value.lower is not None:
-            value.lower[k] = L.tril(-1)
-        value.u[k] = (phi[rows] - (x[rows] * _times(S[None], x[rows])).sum(1) / 2 - x[rows] @ r).mean()
-    if len(value.u) > K:
-        _split(value, K, generator(seed, "split"))
 
 
 def unconditional(c: Tensor | None) -> None:
@@ -272,69 +222,3 @@ def unconditional(c: Tensor | None) -> None:
         InputError: if there is one.
     """
     require(c is None, "c", expected="None, as this value has no conditions", got=type(c).__name__, cure="leave c out")
-
-
-def _split(value: MixtureValue, K: int, own: torch.Generator) -> None:
-    """Fill the components from K on with copies of the first K, moved by their own noise, and share the weights out."""
-    parent = torch.arange(len(value.u), device=value.u.device) % K
-    for parameter in value.parameters():
-        parameter.copy_(parameter[parent])
-    value.u.sub_(value.eps * parent.bincount()[parent].log())
-    noise = value.eps.sqrt() * torch.randn(len(value.u) - K, value.r.shape[1], generator=own).to(value.r)
-    value.r[K:] += _times((value.L if value.lower is not None else value.S.sqrt())[K:], noise)
-
-
-def _by_rows(f: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
-    """A function of rows, on so few rows at once that rows times width is bounded."""
-    n = max(1, ENTRIES // width)
-    return f(*rows) if len(rows[0]) <= n else torch.cat([f(*block) for block in zip(*(z.split(n) for z in rows), strict=True)])
-
-
-def _apply(matrices: Tensor, x: Tensor) -> Tensor:
-    """Every matrix (K, d, d) applied to every row (n, d), as one matrix product: (n, K, d)."""
-    return (x @ matrices.flatten(0, 1).T).unflatten(1, matrices.shape[:2])
-
-
-def _times(matrices: Tensor, x: Tensor) -> Tensor:
-    """Row k of x multiplied by matrix k, or by the diagonal matrix of row k; one matrix serves all rows."""
-    return matrices * x if matrices.ndim == 2 else (matrices @ x[..., None])[..., 0]
-
-
-def _solve(root: Tensor, x: Tensor, *, upper: bool = False) -> Tensor:
-    """The solution z of root z = x for every row; diagonal roots are rows."""
-    return x / root if root.ndim == 2 else torch.linalg.solve_triangular(root, x[..., None], upper=upper)[..., 0]
-
-
-def _quadratics(x: Tensor, A: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """x.A_k x + b_k.x + c_k for every row and component, (n, K).
-
-    Diagonal A_k, and full ones of few columns or many components, as one matrix product over the monomials of x; else matrix by matrix.
-    """
-    if A.ndim == 2:
-        return torch.addmm(c, torch.cat([x.square(), x], 1), torch.cat([A, b], 1).T)
-    if x.shape[1] > 2 * len(A):
-        return torch.einsum("nkd,nd->nk", _apply(A, x), x) + torch.addmm(c, x, b.T)
-    i, j = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
-    pairs = A[:, i, j] + A[:, j, i] * (i != j)
-    return torch.addmm(c, torch.cat([x[:, i] * x[:, j], x], 1), torch.cat([pairs, b], 1).T)
-
-
-def _covariance(x: Tensor, full: bool) -> Tensor:
-    """The covariance of the rows, or the variances of their columns."""
-    centred = x - x.mean(0)
-    return centred.T @ centred / len(x) if full else centred.square().mean(0)
-
-
-def _gaussian_map(cx: Tensor, cy: Tensor) -> Tensor:
-    """The matrix S of the optimal map between Gaussians, S cx S = cy, plus a hundredth."""
-    if cx.ndim == 1:
-        return (cy / cx).sqrt() + 1e-2
-    root = _root(cx)
-    inverse = torch.linalg.inv(root)
-    return inverse @ _root(root @ cy @ root) @ inverse + 1e-2 * torch.eye(len(cx)).to(cx)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a positive semi-definite matrix."""
-    s, U = torch.linalg.eigh(matrix)
-    return (U * s.clamp_min(0).sqrt()) @ U.mT

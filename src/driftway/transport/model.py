@@ -14,21 +14,15 @@ from driftway import checks, store
 from driftway.checks import require
 from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate, bracket
+from driftway.transport.families import build_value
 from driftway.transport.guidance import Guidance, Guided, Moment, Reversed, StepCallback
-from driftway.transport.image import ImageValue
-from driftway.transport.inner import VectorValue
-from driftway.transport.labelled import LabelledMixture
 from driftway.transport.metrics import Path
-from driftway.transport.mixture import MixtureValue
 from driftway.transport.policy import BLOCK, SampleNoise, simulate
 from driftway.transport.problem import Problem
-from driftway.transport.residual import ResidualValue
 from driftway.transport.scaler import Scaler
-from driftway.transport.table import TableValue
-from driftway.transport.value import NetworkValue, Value
+from driftway.transport.value import Value
 
 KIND = "driftway.transport"
-FAMILIES = ("mixture", "network", "residual", "vector", "image")
 RULES = ("auto", "explicit", "proximal", "endpoint")
 BUDGET = 2**24
 Steps = int | Sequence[float | int]
@@ -42,7 +36,7 @@ class TransportModel:
         value_function: the value, in model space.
         problem: horizon, noise and entropy, in the units of the data.
         scaler: the map between data and model space.
-        family: "mixture", "network", "vector", "image" or "table".
+        family: "mixture", "network", "residual", "vector", "image" or "table".
         shape: what the value was built with.
         training: facts of the run that made it (steps, seconds, seed, final certificate); free text for people.
         conditions: the labels that it knows.
@@ -77,8 +71,9 @@ class TransportModel:
         """The model of the way back, from the target to the source: the same straight paths, walked from their ends.
 
         Raises:
-            InputError: if sigma > 0, where the way back has a drift of its own.
+            InputError: if sigma > 0, where the way back has a drift of its own, or for a table, whose rows have no way back.
         """
+        require(self.family != "table", "reverse", expected="another family than table", got="table", cure="fit the other direction")
         require(self.problem.sigma == 0, "reverse", expected="a model with sigma = 0", got=f"sigma = {self.problem.sigma:g}",
                 cure="train the way back with source and target exchanged")  # fmt: skip
         return replace(self, backward=not self.backward)
@@ -235,30 +230,6 @@ def _times(steps: Steps) -> list[float]:
     rising = len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
     require(rising, "steps", expected="a number, or times that rise from 0 to 1", got=f"{times[:8]}", cure="pass e.g. [0, 0.1, 0.5, 1]")
     return times
-
-
-def grid(event: tuple[int, ...]) -> dict[str, int]:
-    """Channels, height and width of events that are images: (h, w) or (channels, h, w).
-
-    Raises:
-        InputError: if they are not.
-    """
-    require(len(event) in (2, 3), "family", expected="rows of shape (h, w) or (channels, h, w) for images", got=f"{event}",
-            cure="reshape the data, or choose another family")  # fmt: skip
-    channels, height, width = (1, *event)[-3:]
-    return {"channels": channels, "height": height, "width": width}
-
-
-def build_value(family: str, scaler: Scaler, shape: dict[str, int]) -> Value:
-    """An untrained value of a family, for the model space of a scaler."""
-    mixture = LabelledMixture if "classes" in shape else MixtureValue
-    kind = {"network": NetworkValue, "mixture": mixture, "residual": ResidualValue, "vector": VectorValue, "image": ImageValue,
-            "table": TableValue}[family]  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global stream
-        value = kind((scaler.size,), **shape).to(scaler.shift)
-    if isinstance(value, ImageValue):
-        value.activate(scaler.active)
-    return value
 
 
 def certificate(model: TransportModel, x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"], *, label: Any = None,

@@ -6,7 +6,8 @@
     L      = E |grad V(x_t, t) + a|^2 + level (V(x_t, t) - v)^2,     (v, a) = level and action of the backup at x_t
 
 With labels a step solves two problems side by side: states with a label are paired with candidates of that label, and a fraction of
-the states, whose label is dropped, with all candidates. The second is the value of null that guidance mixes with (Ho and Salimans, 2022).
+the states, whose label is dropped, with candidates of every label. The second is the value of null that guidance mixes with (Ho and
+Salimans, 2022).
 """
 
 from dataclasses import dataclass

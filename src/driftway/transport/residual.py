@@ -7,13 +7,6 @@ S solves S Cx S + eps S = Cy, so the base has the target's mean and covariance: 
 between the normal laws (Bures), with eps = sigma^2 their Schrödinger bridge. Moments are unbiased by batches, so the base leaves to
 the networks only what is not linear.
 
-Step (sigma = 0). In many dimensions the nearest of M candidates is far, and the mean end E_P[y|x] of a batch is biased towards the middle.
-The base has the same bias, and its true answer T(x) is known: with an independent source batch x' coupled in the same way,
-
-    end(x) = T(x) + E_P[y|x] - E_P'[T(x')|x]                    at t = 0: a control variate; exact in the mean for normal laws
-    end(x) = y_j(i), x_t = (1-t) x_i + t y_j(i)                  at t > 0: the sampled end of the batch's coupling
-    L      = E|grad V_t(x_t) + end - x|^2                        b(t, c) is fitted to the level (1-t) C + g(y)
-
 Sources: Bures (1969); Bunne et al. (2023), arXiv 2202.05722, Theorem 3, for the bridge.
 """
 
@@ -21,10 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.transport import bridge, dual
 from driftway.transport.inner import Price
 from driftway.transport.mixture import MixtureValue
-from driftway.transport.primal_dual import NetworkLearner, Part
 from driftway.transport.value import NetworkValue, Trainable
 
 SHARP = 1e-3  # entropy at which the base is read when sigma = 0, in model space, where a column has unit variance
@@ -97,28 +88,3 @@ def fit_base(value: ResidualValue, x: Float[Tensor, "n *event"], y: Float[Tensor
     base.load_state_dict({**base.state_dict(), **{name: tensor[None] for name, tensor in found.items()}})
     value.rest.V.head.weight.mul_(0.1)
     value.rest.g.head.weight.mul_(0.1)
-
-
-class ResidualLearner(NetworkLearner):
-    """The primal-dual step with a control variate (module docstring)."""
-
-    others, scalings, start = True, 20, 0.3
-
-    def fit(self, k: int, part: Part, own: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        value, x, y, eps, pairing = self.networks, part.x, part.y, self.eps(k), part.pairing
-        assert isinstance(value, ResidualValue)  # noqa: S101 (it is built for one)
-        g = value.price(y, part.c_y)
-        primal = dual.occupancy(x, y, g.detach(), eps=eps, scalings=self.scalings, pairing=pairing)
-        draw = torch.rand(3, len(x), generator=own, dtype=torch.float64).to(x)
-        rows, P, (uniform, t, first) = self.group.own(x), self.group.own(primal.balanced), (self.group.own(z) for z in draw)
-        chosen = dual.choose(P, uniform)
-        t = torch.where(first < self.start, 0.0, t)
-        x_t = bridge.interpolate(rows, y[chosen], t, sigma=0.0, normal=rows)
-        level = (1 - t) * (y[chosen] - rows).square().sum(1) / 2 + g.detach()[chosen]
-        mean = P @ y
-        if part.other is not None:
-            ends = value.map(part.other)
-            control = dual.occupancy(x, ends, value.base.price(ends), eps=eps, scalings=self.scalings, pairing=pairing)
-            mean = value.map(rows) + mean - self.group.own(control.balanced) @ ends
-        action = torch.where(t[:, None] > 0, y[chosen], mean) - rows
-        return dual.dual_loss(g, primal.weights, None if pairing is None else pairing.mass), x_t, t, level, action

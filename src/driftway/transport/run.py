@@ -10,22 +10,24 @@ from driftway import checks
 from driftway.checks import require
 from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate
+from driftway.transport.families import FAMILIES, automatic, build_value, shape_of
 from driftway.transport.intake import Data, Held, Labels, Mapped, normal_stream, open_data
 from driftway.transport.labelled import LabelledMixture, initialise_labelled
 from driftway.transport.learner import Learner, Settings
 from driftway.transport.likelihood import MixtureLearner
-from driftway.transport.mixture import MixtureValue, initialise
-from driftway.transport.model import FAMILIES, TransportModel, build_value, certificate, grid
+from driftway.transport.mixture import MixtureValue
+from driftway.transport.mixture_start import initialise
+from driftway.transport.model import TransportModel, certificate
 from driftway.transport.parallel import Group
 from driftway.transport.primal_dual import NetworkLearner
 from driftway.transport.problem import Problem, cost
-from driftway.transport.residual import ResidualLearner, ResidualValue, fit_base
+from driftway.transport.residual import ResidualValue, fit_base
 from driftway.transport.residual_bridge import BridgeLearner
+from driftway.transport.residual_step import ResidualLearner
 from driftway.transport.scaler import MODES, Scaler, fit_scaler
 from driftway.transport.stream import Batch, generator
 from driftway.transport.value import Trainable, Value
 
-LOW_DIMENSION, BRIDGED = 8, 64
 PAIRED = 1024
 ALONE = Group()
 
@@ -98,14 +100,6 @@ class Run:
         return certificate(self.model(), self.held[0], self.held[1].x)
 
 
-def shape_of(family: str, settings: Settings, scaler: Scaler, conditions: Conditions) -> dict[str, int]:
-    """What a value of a family is built with."""
-    sizes = {"mixture": ("components",), "network": ("width", "depth", "heads"), "vector": ("width", "depth"),
-             "residual": ("width", "depth", "heads"), "image": ("base",)}[family]
-    shape = {name: getattr(settings, name) for name in sizes}
-    return {**(grid(scaler.event) if family == "image" else {}), **shape, **conditions.shape}
-
-
 def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, *, labels: Labels = None, source_labels: Labels = None,
               conditions: Conditions | None = None, scaler: Scaler | None = None, eps: tuple[float, float] | None = None,
               family: str | None = None, group: Group = ALONE) -> Run:  # fmt: skip
@@ -150,16 +144,6 @@ def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, 
                 fit_base(value, run_source.probe(many).x, run_target.probe(many).x, eps=sigma**2)
         learner = kind(value, plan.settings, eps=eps, sigma=sigma, group=group)
     return Run(plan, family, scaler, opened.conditions, eps, run_source, run_target, (x_held, y_held), learner, held is not None)
-
-
-def automatic(scaler: Scaler, problem: Problem, conditions: Conditions) -> str:
-    """The family for data of this shape: exact ends while mixtures can be fitted, then networks.
-
-    Bridges stay with mixtures longer: one component is already exact between normal laws.
-    """
-    if scaler.size <= (BRIDGED if problem.sigma > 0 else LOW_DIMENSION):
-        return "network" if conditions.shift else "mixture"
-    return "vector" if len(scaler.event) > 1 and problem.sigma == 0 else "residual"
 
 
 def _start_mixture(value: MixtureValue | LabelledMixture, eps: float, source: Mapped, target: Mapped, own: torch.Generator,

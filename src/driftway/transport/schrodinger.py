@@ -9,8 +9,8 @@ Brownian bridges (Léonard, Roelly and Zambrini, 2014, arXiv 1308.0576). With a 
 are left to check, beside the law of the end. The first by the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, which is -w.D.w for
 the matrix D of distances and weights w = 1/n and -1/m (Székely and Rizzo, 2013): (X_0, R_t, X_1) and (X_0, fresh normal, X_1) are
 exchangeable row by row, so swapping them within rows gives an exact p-value; so does reshuffling ends and target rows. The second is
-Itô's formula with the Hamilton-Jacobi equation; M_T has mean zero. W is the Gaussian-kernel value of `problem`: mixtures store it,
-networks V_t = W_t - (eps d/2) log(1-t) + const.
+Itô's formula with the Hamilton-Jacobi equation; M_T has mean zero. W is the Gaussian-kernel value of `problem`: mixtures, and
+residual values on top of one, store it; networks V_t = W_t - (eps d/2) log(1-t) + const.
 """
 
 import math
@@ -27,6 +27,7 @@ from driftway.checks import require
 from driftway.transport.guidance import Guidance
 from driftway.transport.metrics import w2
 from driftway.transport.model import TransportModel
+from driftway.transport.residual import ResidualValue
 from driftway.transport.stream import generator
 from driftway.transport.value import EndpointLaw
 
@@ -225,7 +226,8 @@ def _actions(model: TransportModel, z: Tensor, times: Sequence[float], label: An
     value, at = model._acting(Guidance(label), n), [z.new_full((n,), t) for t in times[: len(z)]]
     slopes = torch.stack([value.gradient(x, t) for x, t in zip(z[:-1], at[:-1], strict=True)])
     martingale = (slopes * (z.diff(dim=0) + dt * slopes)).sum((0, 2))
-    kernel = 0.0 if value.endpoint_law else model.sigma**2 * z.shape[2] / 2 * math.log(1 - T)
+    whole = value.endpoint_law or isinstance(model.value_function, ResidualValue)
+    kernel = 0.0 if whole else model.sigma**2 * z.shape[2] / 2 * math.log(1 - T)
     fall = value.value(z[0], at[0]) - value.value(z[-1], at[-1]) - kernel + martingale
     return (dt * slopes.square().sum((0, 2)) / 2).double(), fall.double()
 

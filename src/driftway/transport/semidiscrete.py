@@ -20,7 +20,7 @@ from torch import Tensor
 from driftway import checks
 from driftway.checks import require
 from driftway.transport.intake import open_stream
-from driftway.transport.marginal import Semidiscrete, measure
+from driftway.transport.measure import Semidiscrete, measure
 from driftway.transport.stream import Stream
 from driftway.transport.table import TableValue
 

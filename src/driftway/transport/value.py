@@ -104,7 +104,10 @@ class Perceptron(nn.Module):
     def _features(self, x: Tensor, t: Tensor | None, c: Tensor | None) -> list[Tensor]:
         h = GAIN * x if t is None else torch.cat([GAIN * x, t[:, None]], 1)
         layers = self._linear
-        shifts = [None] * len(layers) if self.condition is None or c is None else self.condition(c).chunk(len(layers), 1)
+        if self.condition is not None:
+            shifts = self.condition(c, x).chunk(len(layers), 1)
+        else:
+            shifts = [None] * len(layers)
         features = []
         for layer, shift in zip(layers, shifts, strict=True):
             z = linear(h, layer.weight, layer.bias)
