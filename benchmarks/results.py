@@ -68,7 +68,14 @@ def headline(record: Record) -> str:
     about = (f"Equal training time ({seconds:g} processor seconds each), the same width (3 x 64), {len(record.seeds)} seeds, torchcfm "
              "beside us in the same run. The floor is what two sets of fresh data score. *Tuned* gives the peer our schedule and "
              "weight average.")  # fmt: skip
-    return f"{about}\n\n{text}\n\n{verdicts}\n\nAll figures, losses included: [RESULTS.md](RESULTS.md). Again: `make bench`."
+    return f"{about}\n\n{text}\n\n{verdicts}"
+
+
+def claims(records: Sequence[Record]) -> str:
+    """The goals of the other benchmarks, met or not, in one table."""
+    rows = [(record.title, goal.claim, f"**{goal.verdict}**") for record in records for goal in record.goals]
+    lines = [("benchmark", "claim", "verdict"), ["---"] * 3, *rows]
+    return "\n".join("| " + " | ".join(_escaped(entry) for entry in line) + " |" for line in lines)
 
 
 def main() -> None:
@@ -77,11 +84,12 @@ def main() -> None:
         sys.exit(f"no result files in {RESULTS.parent.name}/{RESULTS.name}; run `make bench`")
     records = [read(path) for path in paths]
     write_file(TARGET, document(records).encode())
-    for record in records:
-        if record.name == "transport_2d":
-            before, _, rest = README.read_text().partition(MARKS[0])
-            after = rest.partition(MARKS[1])[2]
-            write_file(README, f"{before}{MARKS[0]}\n{headline(record)}\n{MARKS[1]}{after}".encode())
+    first = [record for record in records if record.name == "transport_2d"]
+    others = [record for record in records if record.name != "transport_2d" and record.goals]
+    parts = [*map(headline, first), *([claims(others)] if others else []),
+             "All figures, losses included: [RESULTS.md](RESULTS.md). Again: `make bench`."]  # fmt: skip
+    before, _, rest = README.read_text().partition(MARKS[0])
+    write_file(README, "\n".join([f"{before}{MARKS[0]}", "\n\n".join(parts), f"{MARKS[1]}{rest.partition(MARKS[1])[2]}"]).encode())
     print(f"{TARGET.name}: {', '.join(path.stem for path in paths)}")
 
 

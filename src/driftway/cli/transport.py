@@ -52,6 +52,10 @@ def fit(
     candidates: Annotated[int, typer.Option(help="networks: target rows per step")] = DEFAULT.candidates,
     lr: Annotated[float, typer.Option(help="networks: step size")] = DEFAULT.lr,
     components: Annotated[int, typer.Option(help="mixture: components")] = DEFAULT.components,
+    precision: Annotated[str, typer.Option(help="image: float32, or bfloat16 on GPUs")] = DEFAULT.precision,
+    compiled: Annotated[bool, typer.Option("--compile", help="image: translate the U-Net by torch.compile, for long runs")] = False,
+    base: Annotated[int, typer.Option(help="image: channels of the first level")] = DEFAULT.base,
+    dropout: Annotated[float, typer.Option(help="with labels: fraction of the states that learn the whole law")] = DEFAULT.dropout,
     threads: Annotated[int | None, typer.Option(help="of PyTorch; 1 is fastest for small batches on shared cores")] = None,
 ) -> None:
     """Train a transport, write the model and a report with pictures."""
@@ -61,7 +65,8 @@ def fit(
     rows, other = _read_both(source, target, labels=labels, source_labels=source_labels)
     device = group.accelerator.device if group.accelerator else "cpu"
     x, y = (None if side is None else side.values.to(device) for side in (other, rows))
-    settings = replace(DEFAULT, width=width, depth=depth, batch=batch, candidates=candidates, lr=lr, components=components)
+    settings = replace(DEFAULT, width=width, depth=depth, batch=batch, candidates=candidates, lr=lr, components=components, base=base,
+                       dropout=dropout, precision=precision, compiled=compiled)  # fmt: skip
     with progress(steps, max_seconds, shown=group.main) as on_step:
         try:
             model = fit_transport(

@@ -44,6 +44,8 @@ class Settings:
         eps_end: entropy in the end of the network family (sigma = 0).
         mixture_eps_end: entropy in the end of the mixture family (sigma = 0).
         dropout: fraction of the states that train the value of null, where there are labels.
+        precision: "bfloat16" runs the U-Net of the image family in mixed precision, for GPUs; else "float32".
+        compiled: whether torch.compile translates the U-Net, for long runs.
         closeness: weight of half the squared distance between condition vectors when states are paired with candidates.
     """
 
@@ -65,6 +67,8 @@ class Settings:
     mixture_eps_end: float = 0.001
     dropout: float = 0.1
     closeness: float = 20.0
+    precision: str = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "candidates", "mixture_batch"):
@@ -72,6 +76,7 @@ class Settings:
         for name in ("width", "depth", "base", "heads", "components"):
             checks.count(name, getattr(self, name))
         checks.count("scalings", self.scalings, least=0)
+        checks.choice("precision", self.precision, ("float32", "bfloat16"))
         checks.real("level", self.level, least=0)
         checks.real("closeness", self.closeness, least=0)
         checks.require(0 <= checks.real("dropout", self.dropout) < 1, "dropout", expected="a fraction in [0, 1)", got=self.dropout,

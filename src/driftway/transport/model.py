@@ -109,7 +109,7 @@ class TransportModel:
         parts = [(torch.stack(actions), torch.stack(states)) for actions, states in acts]
         a, z = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
         scaler, t = self.scaler, torch.tensor(_times(steps), dtype=torch.float64, device=z.device)
-        if not scaler.noise and scaler.constant.any():  # on the straight line to the constant
+        if not scaler.noise and not self.backward and scaler.constant.any():  # on the straight line to the constant
             a[..., scaler.constant] = -z[0][..., scaler.constant]
             z[..., scaler.constant] = z[0][..., scaler.constant] * (1 - t).to(z)[:, None, None]
         actions, states = (part.new_zeros(*part.shape[:2], len(scaler.shift)) for part in (a, z))

@@ -86,7 +86,7 @@ class NetworkLearner(Learner):
         assert y.c is not None  # noqa: S101 (the caller knows)
         dropped = round(self.settings.dropout * len(x))
         kept, c = assign(x[dropped:], y)
-        closeness = self.settings.closeness * float(cost(x.x, y.x).mean()) / eps
+        closeness = self.settings.closeness * float(cost(x.x, y.x).mean()) / eps if c.is_floating_point() else 0.0
         pairing = dual.pair_by(c, y.c, weight=closeness, like=y.x)
         some = y[: max(len(y) // 4, 2 * dropped)]
         none = torch.full_like(y.c, torch.nan if y.c.is_floating_point() else NULL)

@@ -11,6 +11,7 @@ from driftway.checks import require
 from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate
 from driftway.transport.families import FAMILIES, automatic, build_value, shape_of
+from driftway.transport.image import ImageValue
 from driftway.transport.intake import Data, Held, Labels, Mapped, normal_stream, open_data
 from driftway.transport.labelled import LabelledMixture, initialise_labelled
 from driftway.transport.learner import Learner, Settings
@@ -136,6 +137,8 @@ def start_run(plan: Plan, source: Data | None, target: Data, held: Held | None, 
     else:
         assert isinstance(value, Trainable)  # noqa: S101 (all others are)
         seed_parameters(value, own)
+        if isinstance(value, ImageValue):
+            value.prepare(precision=plan.settings.precision, compiled=plan.settings.compiled)
         kind = NetworkLearner
         if isinstance(value, ResidualValue):
             kind = BridgeLearner if sigma > 0 else ResidualLearner
