@@ -27,17 +27,19 @@ def demo(
         folder = output.with_name(f"{output.name}-{number}")
     command = shlex.join(["driftway", "demo", "--max-seconds", f"{max_seconds:g}", "--seed", str(seed)])
 
-    def run(name: str, title: str, source: Callable | None, target: Callable | torch.Tensor, seconds: float) -> None:
+    def run(name: str, title: str, source: Callable | None, target: Callable | torch.Tensor, seconds: float,
+            labels: torch.Tensor | None = None) -> None:  # fmt: skip
         out.print(f"\n[bold]{title}[/bold], {seconds:g} s of training")
         with progress(None, seconds) as on_step:
-            model: TransportModel = fit(source, target, max_seconds=seconds, seed=seed, out=folder / name, on_step=on_step,
+            model: TransportModel = fit(source, target, labels=labels, max_seconds=seconds, seed=seed, out=folder / name, on_step=on_step,
                                         settings=Settings(width=128))  # fmt: skip
         finish(model, folder / name, source_is_data=source is not None, names=(), title=title, command=command)
 
     run("moons", "the standard normal to two moons", _sampler(standard_normal(2)), _sampler(moons), max_seconds / 5)
-    run("digits", "the standard normal to handwritten digits", None, digits()[0].reshape(-1, 8, 8), max_seconds)
-    out.print(f"\nopen {folder / 'digits' / 'report.html'} in a browser; draw samples with\n"
-              f"  driftway transport sample {folder / 'digits'} -n 1000 --steps 4 -o samples.npy", soft_wrap=True)  # fmt: skip
+    pixels, labels = digits()
+    run("digits", "the standard normal to handwritten digits", None, pixels.reshape(-1, 8, 8), max_seconds, labels)
+    sample = f"driftway transport sample {folder / 'digits'} --label 7 --guidance 1.5 --steps 4 -o sevens.png"
+    out.print(f"\nopen {folder / 'digits' / 'report.html'} in a browser; draw sevens with\n  {sample}", soft_wrap=True)
 
 
 def _sampler(law: Law) -> Callable[[int, torch.Generator], torch.Tensor]:

@@ -46,7 +46,7 @@ def fit(
     standardize: Annotated[str, typer.Option(help="auto, columns, common or none")] = "auto",
     holdout: Annotated[float, typer.Option(help="fraction of rows kept for certificate and report")] = 0.1,
     checkpoint_seconds: Annotated[float, typer.Option(help="time between checkpoints")] = 30.0,
-    width: Annotated[int, typer.Option(help="networks: units per layer")] = DEFAULT.width,
+    width: Annotated[int | None, typer.Option(help="networks: units per layer; 64 or 256 if left out")] = DEFAULT.width,
     depth: Annotated[int, typer.Option(help="networks: layers")] = DEFAULT.depth,
     batch: Annotated[int, typer.Option(help="networks: source rows per step")] = DEFAULT.batch,
     candidates: Annotated[int, typer.Option(help="networks: target rows per step")] = DEFAULT.candidates,

@@ -39,7 +39,8 @@ def automatic(scaler: Scaler, problem: Problem, conditions: Conditions) -> str:
 
 def shape_of(family: str, settings: Any, scaler: Scaler, conditions: Conditions) -> dict[str, int]:
     """What a value of a family is built with: its sizes among the settings, the grid of images, the conditions."""
-    shape = {name: getattr(settings, name) for name in SIZES[family]}
+    width = 64 if scaler.size <= LOW_DIMENSION else 256
+    shape = {name: width if name == "width" and settings.width is None else getattr(settings, name) for name in SIZES[family]}
     return {**(grid(scaler.event) if family == "image" else {}), **shape, **conditions.shape}
 
 

@@ -29,7 +29,7 @@ class Settings:
     Attributes:
         batch: source rows per step of the network family.
         candidates: target rows per step of the network family.
-        width: units per hidden layer.
+        width: units per hidden layer; None is 64 for rows of up to 8 columns, else 256.
         depth: hidden layers.
         base: channels of the first level of a U-Net.
         heads: pieces of the soft minimum.
@@ -51,7 +51,7 @@ class Settings:
 
     batch: int = 256
     candidates: int = 512
-    width: int = 64
+    width: int | None = None
     depth: int = 3
     base: int = 16
     heads: int = 32
@@ -73,7 +73,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("batch", "candidates", "mixture_batch"):
             checks.count(name, getattr(self, name), least=2)
-        for name in ("width", "depth", "base", "heads", "components"):
+        for name in ("depth", "base", "heads", "components", *(() if self.width is None else ("width",))):
             checks.count(name, getattr(self, name))
         checks.count("scalings", self.scalings, least=0)
         checks.choice("precision", self.precision, ("float32", "bfloat16"))

@@ -75,7 +75,7 @@ def fit_base(value: ResidualValue, x: Float[Tensor, "n *event"], y: Float[Tensor
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
     eye = torch.eye(x.shape[1]).to(x)
-    Cx, Cy = (covariance + 1e-4 * covariance.trace() / len(covariance) * eye for covariance in (torch.cov(x.T), torch.cov(y.T)))
+    Cx, Cy = (covariance + 1e-4 * covariance.trace() / len(covariance) * eye for covariance in (torch.cov(x.T).reshape(eye.shape), torch.cov(y.T).reshape(eye.shape)))
     s, U = torch.linalg.eigh(Cx)
     root, inverse = (U * s.sqrt()) @ U.T, (U / s.sqrt()) @ U.T
     w, W = torch.linalg.eigh(root @ Cy @ root)
