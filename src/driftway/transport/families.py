@@ -34,7 +34,7 @@ def automatic(scaler: Scaler, problem: Problem, conditions: Conditions) -> str:
     """
     if scaler.size <= (BRIDGED if problem.sigma > 0 else LOW_DIMENSION):
         return "network" if conditions.shift else "mixture"
-    return "vector" if len(scaler.event) > 1 and problem.sigma == 0 else "residual"
+    return "vector" if len(scaler.event) > 1 and scaler.noise and problem.sigma == 0 else "residual"
 
 
 def shape_of(family: str, settings: Any, scaler: Scaler, conditions: Conditions) -> dict[str, int]:

@@ -40,19 +40,33 @@ class ResidualValue(Trainable):
         self.base = MixtureValue(event, components=1).requires_grad_(False)
         self.rest = NetworkValue(event, width=width, depth=depth, heads=heads, classes=classes, columns=columns)
         self.b = Price(1, width=32, classes=classes, columns=columns)
+        self.axes: tuple[object, Tensor, Tensor] | None = None
 
     def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, " n"]:
-        return self.base.value(x, t) + self.rest.value(x, t, c) + self.b(t[:, None], c)
+        return self.quadratic(x, t)[0] + self.rest.value(x, t, c) + self.b(t[:, None], c)
 
     def gradient(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, "n *event"]:
-        return self.base.gradient(x, t) + self.rest.gradient(x, t, c)
+        return self.quadratic(x, t)[1] + self.rest.gradient(x, t, c)
+
+    def quadratic(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *event"]]:
+        """Value and gradient of the base, in the axes of S, which are found once: the base does not change while networks train."""
+        key = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in self.base.parameters()]
+        if self.axes is None or self.axes[0] != key:
+            self.axes = (key, *torch.linalg.eigh(self.base.S[0].detach()))
+        _, s, U = self.axes
+        z, r, t, eps = x.flatten(1) @ U, self.base.r[0] @ U, t[:, None].to(x), self.base.eps
+        b = 1 - t + t * s
+        q = (((s - 1) * z / 2 + r) * z - t * r.square() / 2) / b
+        level = eps / 2 * torch.log(2 * torch.pi * eps * b).sum(1) - self.base.u - q.sum(1)
+        return level, ((((1 - s) * z - r) / b) @ U.T).reshape(x.shape)
 
     def value_and_gradient(
         self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *event"]]:
         """V is differentiable in b alone, grad V in the residual."""
         R, gradient = self.rest.value_and_gradient(x, t, c)
-        return self.base.value(x, t) + R.detach() + self.b(t[:, None], c), self.base.gradient(x, t) + gradient
+        level, slope = self.quadratic(x, t)
+        return level + R.detach() + self.b(t[:, None], c), slope + gradient
 
     def price(self, y: Float[Tensor, "m *event"], c: Tensor | None = None) -> Float[Tensor, " m"]:
         return self.base.price(y) + self.rest.price(y, c)
@@ -60,7 +74,7 @@ class ResidualValue(Trainable):
     @torch.no_grad()
     def map(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
         """T(x) = S x + r of the base."""
-        return x - self.base.gradient(x, torch.zeros_like(x.flatten(1)[:, 0]))
+        return x - self.quadratic(x, torch.zeros_like(x.flatten(1)[:, 0]))[1]
 
 
 @torch.no_grad()
@@ -75,7 +89,8 @@ def fit_base(value: ResidualValue, x: Float[Tensor, "n *event"], y: Float[Tensor
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
     eye = torch.eye(x.shape[1]).to(x)
-    Cx, Cy = (covariance + 1e-4 * covariance.trace() / len(covariance) * eye for covariance in (torch.cov(x.T).reshape(eye.shape), torch.cov(y.T).reshape(eye.shape)))
+    covariances = (torch.cov(rows.T).reshape(eye.shape) for rows in (x, y))
+    Cx, Cy = (covariance + 1e-4 * covariance.trace() / len(covariance) * eye for covariance in covariances)
     s, U = torch.linalg.eigh(Cx)
     root, inverse = (U * s.sqrt()) @ U.T, (U / s.sqrt()) @ U.T
     w, W = torch.linalg.eigh(root @ Cy @ root)

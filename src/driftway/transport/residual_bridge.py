@@ -51,8 +51,8 @@ class BridgeLearner(NetworkLearner):
             ends = self.ends(value, x_t, t, own)
             later = self.price(value, ends, c)
             lean = (-later / eps).softmax(1) - 1 / self.draws
-            action = torch.einsum("nm,nmd->nd", lean, ends) / (1 - t).clamp_min(1e-3)[:, None] - value.base.gradient(x_t, t)
-            height = value.base.value(x_t, t) - self.soft(later, eps)
+            action = torch.einsum("nm,nmd->nd", lean, ends) / (1 - t).clamp_min(1e-3)[:, None] - value.quadratic(x_t, t)[1]
+            height = value.quadratic(x_t, t)[0] - self.soft(later, eps)
         mine = [None if z is None else self.group.own(z) for z in (x_t, t, c, action, height)]
         x_t, t, c, action, height = mine
         assert x_t is not None and t is not None and action is not None and height is not None  # noqa: S101, PT018
