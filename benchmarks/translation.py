@@ -377,7 +377,7 @@ def main() -> None:
     for found in measure(protocol):
         summary = means(found)
         figures = {"single": found["figures"], "trainings": found["trainings"], "known": found["known"], "summary": summary}
-        record = replace(record, figures=figures, tables=tables(summary, found), 
+        record = replace(record, figures=figures, tables=tables(summary, found),
                          goals=[goal(summary, name) for name in (MAIN, TWICE, RESIDUAL, LABELLED)])
         write(record, options.json)
         print(f"{len(found['trainings'])}/{len(protocol.tasks) * len(protocol.seeds) * len(METHODS)} methods", flush=True)
