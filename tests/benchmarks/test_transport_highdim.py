@@ -100,6 +100,7 @@ def test_wide_mixtures_are_left_out_and_everything_else_is_in():
 
 
 def test_peers_learn_from_rows_and_have_the_width_asked_for():
+    pytest.importorskip("torchcfm")
     rows = torch.randn(500, 2, generator=own())
     recipe = replace(bench.PEERS[bench.INDEPENDENT], lr=0.02)
     peers.train(recipe, rows, rows, seconds=0.01, seed=0)  # PyTorch loads parts of itself at first use
@@ -110,6 +111,7 @@ def test_peers_learn_from_rows_and_have_the_width_asked_for():
 
 
 def test_a_short_run_end_to_end(tmp_path):
+    pytest.importorskip("torchcfm")
     protocol = bench.Protocol((("gaussians", 3),), (0,), 0.3, 2048, 256)
     found = {"figures": [], "trainings": [], "linear": []}
     for method in (RESIDUAL, "driftway mixture, K = 1", EXACT):

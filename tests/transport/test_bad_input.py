@@ -108,7 +108,7 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "certify-every": (lambda: try_fit(certify_every=0), "certify_every", "expected a whole number >= 1, got 0"),
     "seed-negative": (lambda: try_fit(seed=-1), "seed", "expected a whole number >= 0, got -1"),
     "seed-fraction": (lambda: try_fit(seed=0.5), "seed", "got 0.5"),
-    "family": (lambda: try_fit(family="flow"), "family", "expected one of auto, mixture, network, vector, image, got 'flow'"),
+    "family": (lambda: try_fit(family="flow"), "family", "expected one of auto, mixture, network, residual, vector, image, got 'flow'"),
     "standardize": (lambda: try_fit(standardize="rows"), "standardize", "expected one of auto, columns, common, none, got 'rows'"),
     "standardize-columns": (lambda: try_fit(Y, standardize="columns"), "standardize", "expected common or none with a data source"),
     "holdout-one": (lambda: try_fit(holdout=1.0), "holdout", "expected a fraction in [0, 1), got 1.0"),

@@ -345,7 +345,7 @@ def test_images_keep_their_shape_and_their_constant_pixels(family):
     y = images(300, 0)
     with pytest.warns(UserWarning, match="28 of 64 columns are constant"):
         model = fit(None, y, family=family, settings=quick(family), steps=150, certify_every=NEVER)
-    assert model.family == {"auto": "network"}.get(family, family), "64 columns are beyond the mixture's choice"
+    assert model.family == {"auto": "vector"}.get(family, family), "64 columns are beyond the mixture's choice"
     z = model.sample(100, steps=4)
     assert z.shape == (100, 8, 8)
     assert torch.equal(z[:, 0], torch.zeros(100, 8))
@@ -358,7 +358,7 @@ def test_images_keep_their_shape_and_their_constant_pixels(family):
 
 def test_low_dimension_is_for_the_mixture():
     assert fit(None, draw(60, 8), settings=SMALL, steps=1).family == "mixture"
-    assert fit(None, draw(60, 9), settings=SMALL, steps=1).family == "network"
+    assert fit(None, draw(60, 9), settings=SMALL, steps=1).family == "residual"
 
 
 @pytest.mark.parametrize("noise", [True, False])
