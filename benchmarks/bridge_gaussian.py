@@ -121,28 +121,19 @@ def train_peer(plans: str, source: Normal, target: Normal, *, seconds: float, se
     from torchcfm.conditional_flow_matching import SchrodingerBridgeConditionalFlowMatcher
 
     matcher: Any = SchrodingerBridgeConditionalFlowMatcher(sigma=SIGMA, ot_method=plans)
-    with peers._global_streams(seed), warnings.catch_warnings():
+    with peers.global_streams(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Sinkhorn's scalings stop at their limit
         begun = time.process_time()
         own = generator(seed, plans, "data")
         both = nn.ModuleList(peers.velocity_network(source.dim) for _ in range(2))
         average = copy.deepcopy(both).requires_grad_(False)
-        optimizer = torch.optim.AdamW(both.parameters(), lr=RECIPE.lr, weight_decay=1e-5, fused=True)
-        k = 0
+        descent = peers.Descent(RECIPE, both.parameters(), average.parameters())
         while time.process_time() - begun < seconds:
             x, y = source(RECIPE.batch, own), target(RECIPE.batch, own)
             t, x_t, u, noise = matcher.sample_location_and_conditional_flow(x, y, return_noise=True)
             v, s = (net(torch.cat([x_t, t[:, None]], 1)) for net in both)
             loss = (v - u).square().mean() + (matcher.compute_lambda(t)[:, None] * s + noise).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = RECIPE.step_size(k)
-            optimizer.step()
-            with torch.no_grad():
-                for mean, now in zip(average.parameters(), both.parameters(), strict=True):
-                    mean.lerp_(now, 1 / (1 + k / RECIPE.horizon))
-            k += 1
+            descent.step(loss)
         spent = time.process_time() - begun
 
     @torch.no_grad()
@@ -156,7 +147,7 @@ def train_peer(plans: str, source: Normal, target: Normal, *, seconds: float, se
                 states.append(x)
         return torch.stack(states)
 
-    return Trained(paths, k, spent, None)
+    return Trained(paths, descent.k, spent, None)
 
 
 def measure(protocol: Protocol) -> Iterator[dict[str, list[dict[str, Any]]]]:

@@ -153,8 +153,8 @@ def train(task: Task, method: str, rows: Float[Tensor, "n h w"], labels: Int[Ten
 def train_peer(recipe: Recipe, task: Task, rows: Float[Tensor, "n h w"], labels: Int[Tensor, " n"], *, seconds: float,
                seed: int) -> Trained:  # fmt: skip
     """Train a peer, likewise."""
-    independent, exact = peers._matcher("independent"), peers._matcher("exact")
-    with peers._global_streams(seed):
+    independent, exact = peers.matcher_of("independent"), peers.matcher_of("exact")
+    with peers.global_streams(seed):
         begun = time.process_time()
         scaler, conditions = fit_scaler(rows, source=None), fit_conditions("labels", labels)
         y_all = scaler.target(rows)
@@ -165,8 +165,7 @@ def train_peer(recipe: Recipe, task: Task, rows: Float[Tensor, "n h w"], labels:
         used = [name for name, _ in network.named_parameters() if not name.startswith(("g.", "b."))]
         live, means = ([module.get_parameter(name) for name in used] for module in (network, average))
         schedule = peers.Recipe(recipe.name, "", lr=recipe.lr, warmup=Learner.warmup, decay=Learner.decay, horizon=Learner.horizon)
-        optimizer = torch.optim.AdamW(live, lr=recipe.lr, weight_decay=1e-5, fused=True)
-        k = 0
+        descent = peers.Descent(schedule, live, means)
         while time.process_time() - begun < seconds:
             i = torch.randint(len(y_all), (recipe.batch,), generator=own)
             x, y, c = torch.randn(recipe.batch, scaler.size, generator=own), y_all[i], c_all[i]
@@ -177,16 +176,9 @@ def train_peer(recipe: Recipe, task: Task, rows: Float[Tensor, "n h w"], labels:
                 t, x_t, u = independent.sample_location_and_conditional_flow(x, y)
             c = torch.where(torch.rand(recipe.batch, generator=own) < task.settings.dropout, NULL, c)
             loss = (network.gradient(x_t, t, c) + u).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.step_size(k)
-            optimizer.step()
-            with torch.no_grad():
-                for mean, now in zip(means, live, strict=True):
-                    mean.lerp_(now, 1 / (1 + k / schedule.horizon))
-            k += 1
-        return Trained(TransportModel(average, Problem(), scaler, task.family, shape, {}, conditions), k, time.process_time() - begun)
+            descent.step(loss)
+        model = TransportModel(average, Problem(), scaler, task.family, shape, {}, conditions)
+        return Trained(model, descent.k, time.process_time() - begun)
 
 
 def build(family: str, scaler: Scaler, shape: dict[str, int], seed: int) -> Velocity:

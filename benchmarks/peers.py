@@ -13,7 +13,7 @@ Source: Tong et al. (2024), TMLR, arXiv 2302.00482; torchcfm on PyPI.
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -68,6 +68,35 @@ RECIPES = (
 )
 
 
+class Descent:
+    """AdamW with the schedule of a recipe, and its average of the weights.
+
+    Args:
+        recipe: whose schedule and average.
+        live: parameters that are trained.
+        average: the same parameters of a copy; left alone if the recipe has no average.
+        betas: of AdamW.
+    """
+
+    def __init__(self, recipe: Recipe, live: Iterable[nn.Parameter], average: Iterable[Tensor],
+                 betas: tuple[float, float] = (0.9, 0.999)) -> None:  # fmt: skip
+        self.recipe, self.live, self.average, self.k = recipe, list(live), list(average), 0
+        self.optimizer = torch.optim.AdamW(self.live, lr=recipe.lr, betas=betas, weight_decay=1e-5, fused=True)
+
+    def step(self, loss: Tensor) -> None:
+        """One step down a loss."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.step_size(self.k)
+        self.optimizer.step()
+        if self.recipe.horizon < inf:
+            with torch.no_grad():
+                for mean, now in zip(self.average, self.live, strict=True):
+                    mean.lerp_(now, 1 / (1 + self.k / self.recipe.horizon))
+        self.k += 1
+
+
 @dataclass(frozen=True)
 class Flow:
     """A trained velocity network.
@@ -92,29 +121,19 @@ def velocity_network(d: int, *, width: int = WIDTH, activation: str = "selu") ->
 
 def train(recipe: Recipe, source: Law | Tensor, target: Law | Tensor, *, seconds: float, seed: int, width: int = WIDTH) -> Flow:
     """Train for so many processor seconds of this process, data and set-up included, on laws or on rows (n, d)."""
-    matcher = _matcher(recipe.matcher)
-    with _global_streams(seed):
+    matcher = matcher_of(recipe.matcher)
+    with global_streams(seed):
         begun = time.process_time()
         own = generator(seed, recipe.matcher, "data")
         network = velocity_network(source.shape[1] if isinstance(source, Tensor) else source.dim, width=width)
         average = copy.deepcopy(network).requires_grad_(False)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=1e-5, fused=True)
-        k = 0
+        descent = Descent(recipe, network.parameters(), average.parameters())
         while time.process_time() - begun < seconds:
             x, y = (_draw(side, recipe.batch, own) for side in (source, target))
             t, x_t, u = matcher.sample_location_and_conditional_flow(x, y)
             loss = (network(torch.cat([x_t, t[:, None]], 1)) - u).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.step_size(k)
-            optimizer.step()
-            if recipe.horizon < inf:
-                with torch.no_grad():
-                    for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-                        mean.lerp_(now, 1 / (1 + k / recipe.horizon))
-            k += 1
-        return Flow(average if recipe.horizon < inf else network.requires_grad_(False), k, time.process_time() - begun)
+            descent.step(loss)
+        return Flow(average if recipe.horizon < inf else network.requires_grad_(False), descent.k, time.process_time() - begun)
 
 
 @torch.no_grad()
@@ -134,7 +153,7 @@ def _draw(side: Law | Tensor, n: int, own: torch.Generator) -> Tensor:
     return side.sample(n, generator=own)
 
 
-def _matcher(kind: str) -> Any:
+def matcher_of(kind: str) -> Any:
     try:
         from torchcfm import conditional_flow_matching as cfm
     except ImportError:
@@ -143,7 +162,7 @@ def _matcher(kind: str) -> Any:
 
 
 @contextmanager
-def _global_streams(seed: int) -> Iterator[None]:
+def global_streams(seed: int) -> Iterator[None]:
     """Seed the global streams, which torchcfm draws from, and put them back afterwards."""
     before = np.random.get_state()  # noqa: NPY002 (torchcfm takes no generator)
     try:

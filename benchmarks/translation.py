@@ -149,10 +149,10 @@ def train_flow(matcher: str, source: Tensor | None, target: Tensor, *, seconds: 
         size = {"width": settings.width, "depth": settings.depth, "classes": 0 if labels is None else int(labels.max()) + 1}
         network = VectorValue((scaler.size,), **size)
     average = deepcopy(network).requires_grad_(False)
-    trained = [p for name, p in network.named_parameters() if not name.startswith(("g.", "b."))]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-5, fused=True)
-    own, plans, k = generator(seed, matcher, "flow"), planner(), 0
-    while k == 0 or time.process_time() - begun < seconds:
+    trained, means = ([p for name, p in each.named_parameters() if not name.startswith(("g.", "b."))] for each in (network, average))
+    descent = peers.Descent(recipe, trained, means, betas=(0.9, 0.99))
+    own, plans = generator(seed, matcher, "flow"), planner()
+    while descent.k == 0 or time.process_time() - begun < seconds:
         rows = torch.randint(len(y_all), (recipe.batch,), generator=own)
         y, c = y_all[rows], None if labels is None else labels[rows]
         x = torch.randn(y.shape, generator=own) if x_all is None else x_all[torch.randint(len(x_all), (len(y),), generator=own)]
@@ -160,16 +160,8 @@ def train_flow(matcher: str, source: Tensor | None, target: Tensor, *, seconds: 
             y = pair(plans, x, y, c)
         t = torch.rand(len(x), generator=own)
         loss = (network.vector(torch.lerp(x, y, t[:, None]), t, c) - (y - x)).square().sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.step_size(k)
-        optimizer.step()
-        with torch.no_grad():
-            for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(now, 1 / (1 + k / recipe.horizon))
-        k += 1
-    return Flow(average, scaler, k, time.process_time() - begun)
+        descent.step(loss)
+    return Flow(average, scaler, descent.k, time.process_time() - begun)
 
 
 def planner() -> Any:

@@ -61,7 +61,7 @@ def load_run(folder: Path, source: Data | None, target: Data, *, labels: Labels 
             got="data" if source is not None else "none", cure="pass what the run was begun with")  # fmt: skip
     held = (tensors["held.source"], Batch(tensors["held.target"], tensors.get("held.labels")))
     given = (None if scaler.noise else held[0], held[1]) if was_given else None
-    conditions = Conditions(**{name: tuple(entries) for name, entries in config["conditions"].items()})
+    conditions = Conditions.of(config["conditions"])
     require(conditions.known == (labels is not None), "labels", expected="the run's labels" if conditions.known else "none, as in the run",
             got="none" if labels is None else "labels", cure="pass what the run was begun with")  # fmt: skip
     run = start_run(plan, source, target, given, labels=labels, source_labels=source_labels, conditions=conditions, scaler=scaler,

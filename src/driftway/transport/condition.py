@@ -46,6 +46,11 @@ class Conditions:
         """What a conditional value is built with, beside its sizes."""
         return ({"classes": len(self.classes)} if self.classes else {}) | ({"columns": len(self.shift)} if self.shift else {})
 
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Conditions":
+        """The conditions that a configuration was written from."""
+        return cls(**{name: tuple(entries) for name, entries in config.items()})
+
     def null(self, n: int, like: Tensor) -> Tensor | None:
         """The null condition for n rows; None for a model without conditions."""
         if self.classes:
@@ -101,8 +106,22 @@ def fit_conditions(argument: str, labels: Any) -> Conditions:
     return Conditions(classes=classes)
 
 
+def unconditional(c: Tensor | None) -> None:
+    """Refuse a condition.
+
+    Raises:
+        InputError: if there is one.
+    """
+    require(c is None, "c", expected="None, as this value has no conditions", got=type(c).__name__, cure="leave c out")
+
+
+def nulls(c: Tensor) -> Tensor:
+    """The null condition in place of every condition of c."""
+    return torch.full_like(c, torch.nan if c.is_floating_point() else NULL)
+
+
 class Conditioner(nn.Module):
-    """Features (n, width) of a condition; None is null.
+    """Features (n, width) of a condition; None is null. Without classes and columns they are 0, and only None will do.
 
     Args:
         classes: number L of classes, or 0.
@@ -117,8 +136,15 @@ class Conditioner(nn.Module):
         self.map = nn.Linear(columns, width) if columns else None
         self.none = nn.Parameter(torch.zeros(width)) if columns else None
 
-    def forward(self, c: Tensor | None, like: Tensor) -> Float[Tensor, "n width"]:
-        """The features for each row of c, or those of null for each row of `like`."""
+    def forward(self, c: Tensor | None, like: Tensor) -> Float[Tensor, "#n #width"]:
+        """The features for each row of c, or those of null for each row of `like`.
+
+        Raises:
+            InputError: if there is a condition, and neither classes nor columns.
+        """
+        if self.rows is None and self.map is None:
+            unconditional(c)
+            return like.new_zeros(1, 1)
         if c is None:
             null = self.none if self.rows is None else self.rows.weight[self.classes]
             assert null is not None  # noqa: S101 (it has one of the two)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from driftway.transport.condition import NULL
+from driftway.transport.condition import nulls
 from driftway.transport.value import EndpointLaw, Value
 
 
@@ -87,8 +87,7 @@ class Guided(Value):
     def _mix(self, read: Callable[[Tensor | None], Tensor]) -> Tensor:
         if self.c is None or self.weight == 1:
             return read(self.c)
-        null = torch.full_like(self.c, torch.nan if self.c.is_floating_point() else NULL)
-        whole = read(null)
+        whole = read(nulls(self.c))
         return whole + self.weight * (read(self.c) - whole)
 
 

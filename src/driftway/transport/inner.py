@@ -32,32 +32,13 @@ FREQUENCIES, CLOCK, PRICE, LEVEL = 16, 128, 128, 32
 elu_backward = torch.ops.aten.elu_backward
 
 
-class Condition(nn.Module):
-    """Features of a condition, those of the null condition where it is None, and 0 in a model without conditions."""
-
-    def __init__(self, width: int, *, classes: int, columns: int) -> None:
-        super().__init__()
-        self.features = Conditioner(classes=classes, columns=columns, width=width) if classes or columns else None
-
-    def forward(self, c: Tensor | None, like: Tensor) -> Float[Tensor, "#n width"]:
-        """The features for each row of c, or of `like` where c is None.
-
-        Raises:
-            InputError: if c is given to a model without conditions.
-        """
-        if self.features is None:
-            require(c is None, "c", expected="None", got="a condition", cure="build the value with classes or columns")
-            return like.new_zeros(1, 1)
-        return self.features(c, like)
-
-
 class Clock(nn.Module):
     """Time and condition as one vector e(t, c) of `width` entries: sinusoids through two layers, the condition between them."""
 
     def __init__(self, width: int, *, classes: int, columns: int) -> None:
         super().__init__()
         self.time, self.out = nn.Linear(2 * FREQUENCIES, width), nn.Linear(width, width)
-        self.condition = Condition(width, classes=classes, columns=columns)
+        self.condition = Conditioner(width=width, classes=classes, columns=columns)
 
     def forward(self, t: Float[Tensor, " n"], c: Tensor | None) -> Float[Tensor, "n width"]:
         phase = t[:, None] * (pi / 2) * torch.logspace(0, 5, FREQUENCIES, base=2, dtype=t.dtype, device=t.device)
@@ -69,7 +50,7 @@ class Price(nn.Module):
 
     def __init__(self, inputs: int, *, width: int, classes: int, columns: int) -> None:
         super().__init__()
-        self.condition = Condition(width, classes=classes, columns=columns)
+        self.condition = Conditioner(width=width, classes=classes, columns=columns)
         self.first, self.second, self.head = nn.Linear(inputs, width), nn.Linear(width, width), nn.Linear(width, 1)
 
     def forward(self, y: Float[Tensor, "m k"], c: Tensor | None) -> Float[Tensor, " m"]:

@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from driftway.checks import require
+from driftway.transport.condition import unconditional
 from driftway.transport.dual import bounded
 from driftway.transport.forms import apply, by_rows, quadratics, solve, times
 from driftway.transport.value import Value
@@ -121,13 +122,17 @@ class MixtureValue(Value):
         """Entries per row of the largest tensor that a block of rows needs."""
         return self.r.numel()
 
-    def _law(self, t: Tensor) -> "_OneTime | _ManyTimes":
+    def _law(self, t: Tensor) -> "_OneTime | ManyTimes":
         if _shared(t):
             return _one_time(self, t[0].to(self.r))
+        return self.many_times()
+
+    def many_times(self) -> "ManyTimes":
+        """All components, for rows of many times."""
         if self.lower is None:
-            return _ManyTimes(self.S[None], None, self.r[None], self.u, self.eps)
+            return ManyTimes(self.S[None], None, self.r[None], self.u, self.eps)
         s, U = torch.linalg.eigh(self.S)
-        return _ManyTimes(s.clamp_min(torch.finfo(s.dtype).tiny)[None], U, torch.einsum("kde,kd->ke", U, self.r)[None], self.u, self.eps)
+        return ManyTimes(s.clamp_min(torch.finfo(s.dtype).tiny)[None], U, torch.einsum("kde,kd->ke", U, self.r)[None], self.u, self.eps)
 
     def _end(self, t: Tensor) -> Callable[..., Tensor]:
         """The draw of the end of each row from its component k."""
@@ -190,7 +195,7 @@ def _one_time(value: MixtureValue, t: Tensor) -> _OneTime:
 
 
 @dataclass(frozen=True)
-class _ManyTimes:
+class ManyTimes:
     """Eigenvalues s, bases U (None where they are the axes) and centres r in them, shaped (1, K, d)."""
 
     s: Tensor
@@ -203,9 +208,12 @@ class _ManyTimes:
         return self._parts(x, t)[0]
 
     def slope(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.logits_and_slope(x, t)[1]
+
+    def logits_and_slope(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         logits, b, z = self._parts(x, t)
         w = logits.softmax(1)[..., None] * ((1 - self.s) * z - self.r) / b
-        return w.sum(1) if self.U is None else torch.einsum("nke,kde->nd", w, self.U)
+        return logits, w.sum(1) if self.U is None else torch.einsum("nke,kde->nd", w, self.U)
 
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = x[:, None] if self.U is None else apply(self.U.mT, x)
@@ -213,12 +221,3 @@ class _ManyTimes:
         b = (1 - t) + t * self.s
         q = (((self.s - 1) * z / 2 + self.r) * z - t * self.r.square() / 2) / b
         return (self.u + q.sum(2)) / self.eps - torch.log(2 * torch.pi * self.eps * b).sum(2) / 2, b, z
-
-
-def unconditional(c: Tensor | None) -> None:
-    """Refuse a condition.
-
-    Raises:
-        InputError: if there is one.
-    """
-    require(c is None, "c", expected="None, as this value has no conditions", got=type(c).__name__, cure="leave c out")

@@ -161,10 +161,8 @@ class TransportModel:
         scaler = Scaler.of({name: tensor.to(device) for name, tensor in tensors.items()}, config["scaler"])
         value = build_value(config["family"], scaler, config["shape"])
         value.load_state_dict({n.removeprefix("value."): z for n, z in tensors.items() if n.startswith("value.")})
-        problem = Problem(**config["problem"])
-        conditions = Conditions(**{name: tuple(entries) for name, entries in config.get("conditions", {}).items()})
-        return cls(value.requires_grad_(False), problem, scaler, config["family"], config["shape"], config["training"], conditions,
-                   config.get("backward", False))  # fmt: skip
+        return cls(value.requires_grad_(False), Problem(**config["problem"]), scaler, config["family"], config["shape"], config["training"],
+                   Conditions.of(config.get("conditions", {})), config.get("backward", False))  # fmt: skip
 
     def _rows(self, name: str, x: Any) -> Tensor:
         rows = checks.samples(name, x, event=self.event, least=1)
@@ -183,8 +181,7 @@ class TransportModel:
         require(weight == 1 or (self.conditions.known and guidance.label is not None), "guidance",
                 expected="1 without a label, as there is nothing to exaggerate", got=f"{weight:g}",
                 cure="pass a label" if self.conditions.known else "train with labels")  # fmt: skip
-        none = guidance.label is None
-        c = self.conditions.null(n, like) if none else self.conditions.encode("label", guidance.label, n, like)
+        c = self.conditions.null(n, like) if guidance.label is None else self.conditions.encode("label", guidance.label, n, like)
         value = Reversed(self.value_function) if self.backward else self.value_function
         return Guided(value, None if c is None else c[rows], weight)
 
@@ -244,10 +241,9 @@ def certificate(model: TransportModel, x: Float[Tensor, "n *event"], y: Float[Te
         InputError: if x, y or the label is unusable.
     """
     x, y = model._rows("x", x), model._rows("y", y)
-    guidance = Guidance(label)
-    states = torch.cat([states[-1] for _, states in model._batches(x, steps, rule, 0, BUDGET, False, guidance)])
+    states = torch.cat([states[-1] for _, states in model._batches(x, steps, rule, 0, BUDGET, False, Guidance(label))])
     model_y = model.scaler.source(y) if model.backward else model.scaler.target(y)
     with torch.no_grad():
-        inside = bracket(model._in(x), states, model_y, model._acting(guidance, len(y)).price(model_y))
+        inside = bracket(model._in(x), states, model_y, model._acting(Guidance(label), len(y)).price(model_y))
     unit = model.scaler.cost_scale
     return Certificate(lower=unit * inside.lower, upper=unit * inside.upper, n=inside.n, m=inside.m)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from driftway.checks import require
 from driftway.transport import bridge, dual
-from driftway.transport.condition import NULL
+from driftway.transport.condition import nulls
 from driftway.transport.learner import Learner, Settings
 from driftway.transport.parallel import Group
 from driftway.transport.problem import cost
@@ -89,7 +89,7 @@ class NetworkLearner(Learner):
         closeness = self.settings.closeness * float(cost(x.x, y.x).mean()) / eps if c.is_floating_point() else 0.0
         pairing = dual.pair_by(c, y.c, weight=closeness, like=y.x)
         some = y[: max(len(y) // 4, 2 * dropped)]
-        none = torch.full_like(y.c, torch.nan if y.c.is_floating_point() else NULL)
+        none = nulls(y.c)
         null = none[torch.arange(dropped, device=none.device) % len(y)]
         alike = other if x.c is None and other is not None and len(other) == len(y) else None  # rows of a labelled source differ by label
         both = [Part(kept, y.x, c, y.c, pairing, alike),

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftway.transport.inner import Price
-from driftway.transport.mixture import MixtureValue
+from driftway.transport.mixture import ManyTimes, MixtureValue
 from driftway.transport.value import NetworkValue, Trainable
 
 SHARP = 1e-3  # entropy at which the base is read when sigma = 0, in model space, where a column has unit variance
@@ -40,7 +40,7 @@ class ResidualValue(Trainable):
         self.base = MixtureValue(event, components=1).requires_grad_(False)
         self.rest = NetworkValue(event, width=width, depth=depth, heads=heads, classes=classes, columns=columns)
         self.b = Price(1, width=32, classes=classes, columns=columns)
-        self.axes: tuple[object, Tensor, Tensor] | None = None
+        self.law: tuple[object, ManyTimes] | None = None
 
     def value(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None) -> Float[Tensor, " n"]:
         return self.quadratic(x, t)[0] + self.rest.value(x, t, c) + self.b(t[:, None], c)
@@ -51,14 +51,10 @@ class ResidualValue(Trainable):
     def quadratic(self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *event"]]:
         """Value and gradient of the base, in the axes of S, which are found once: the base does not change while networks train."""
         key = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in self.base.parameters()]
-        if self.axes is None or self.axes[0] != key:
-            self.axes = (key, *torch.linalg.eigh(self.base.S[0].detach()))
-        _, s, U = self.axes
-        z, r, t, eps = x.flatten(1) @ U, self.base.r[0] @ U, t[:, None].to(x), self.base.eps
-        b = 1 - t + t * s
-        q = (((s - 1) * z / 2 + r) * z - t * r.square() / 2) / b
-        level = eps / 2 * torch.log(2 * torch.pi * eps * b).sum(1) - self.base.u - q.sum(1)
-        return level, ((((1 - s) * z - r) / b) @ U.T).reshape(x.shape)
+        if self.law is None or self.law[0] != key:
+            self.law = (key, self.base.many_times())
+        logits, slope = self.law[1].logits_and_slope(x.flatten(1), t)
+        return -self.base.eps * logits[:, 0], slope.reshape(x.shape)
 
     def value_and_gradient(
         self, x: Float[Tensor, "n *event"], t: Float[Tensor, " n"], c: Tensor | None = None

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftway.transport import bridge, dual
-from driftway.transport.condition import NULL
+from driftway.transport.condition import nulls
 from driftway.transport.primal_dual import NetworkLearner, assign
 from driftway.transport.residual import ResidualValue
 from driftway.transport.stream import Stream
@@ -38,7 +38,7 @@ class BridgeLearner(NetworkLearner):
             x, c = assign(batch, y)
             part = round(self.settings.dropout * len(x))
             mass = dual.shares(c, y.c).to(x) if not c.is_floating_point() else x.new_full((len(y),), 1 / len(y))
-            none = torch.full_like(y.c, torch.nan if c.is_floating_point() else NULL)
+            none = nulls(y.c)
             level = (1 - part / len(x)) * mass @ value.rest.price(y.x, y.c) + part / len(x) * value.rest.price(y.x, none).mean()
             c = torch.cat([none[torch.arange(part, device=c.device) % len(y)], c[part:]])
         noise = torch.randn(2, len(x), x.shape[1], generator=own).to(x)
@@ -51,8 +51,9 @@ class BridgeLearner(NetworkLearner):
             ends = self.ends(value, x_t, t, own)
             later = self.price(value, ends, c)
             lean = (-later / eps).softmax(1) - 1 / self.draws
-            action = torch.einsum("nm,nmd->nd", lean, ends) / (1 - t).clamp_min(1e-3)[:, None] - value.quadratic(x_t, t)[1]
-            height = value.quadratic(x_t, t)[0] - self.soft(later, eps)
+            base, slope = value.quadratic(x_t, t)
+            action = torch.einsum("nm,nmd->nd", lean, ends) / (1 - t).clamp_min(1e-3)[:, None] - slope
+            height = base - self.soft(later, eps)
         mine = [None if z is None else self.group.own(z) for z in (x_t, t, c, action, height)]
         x_t, t, c, action, height = mine
         assert x_t is not None and t is not None and action is not None and height is not None  # noqa: S101, PT018

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftway.transport.mixture import unconditional
+from driftway.transport.condition import unconditional
 from driftway.transport.value import Value
 
 ENTRIES = 2**22  # of a block of costs, rows times candidates
