@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ CONFIG, TENSORS, VERSION = "config.json", "model.safetensors", 1
 Config = dict[str, Any]
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file whole or not at all; if `durable`, it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -42,15 +43,15 @@ def sweep(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Config) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Config, *, durable: bool = True) -> None:
     """Write named tensors and their configuration as one safetensors file, atomically."""
     text = json.dumps({"version": VERSION, **config}, sort_keys=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, save(contiguous, metadata={"config": text}))
+    write_file(path, save(contiguous, metadata={"config": text}), durable=durable)
 
 
-def read_tensors(argument: str, path: Path) -> tuple[Config, dict[str, Tensor]]:
-    """Read what `write_tensors` wrote: the configuration and the tensors, on the CPU.
+def read_tensors(argument: str, path: Path, *, names: Collection[str] | None = None) -> tuple[Config, dict[str, Tensor]]:
+    """Read what `write_tensors` wrote: the configuration and the tensors, or those of them that are named, on the CPU.
 
     Raises:
         InputError: if the file is missing, damaged, not ours, or of an unknown version.
@@ -60,7 +61,7 @@ def read_tensors(argument: str, path: Path) -> tuple[Config, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
         config = json.loads(metadata["config"])
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise InputError(argument, expected=f"a whole {path.name} written by driftway", got=f"a damaged one ({error})",

@@ -13,7 +13,7 @@ import torch
 from driftway import cli, store
 from driftway.checks import InputError
 from driftway.transport import Settings, TransportModel, fit
-from driftway.transport.parallel import Group, launched
+from driftway.parallel import Group, launched
 from tests.transport.recipes import DOUBLE, draw, uneven, weights
 
 Y, X = uneven(90, dtype=DOUBLE), draw(70, 2, seed=5)

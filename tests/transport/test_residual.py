@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from driftway.transport import Problem, ResidualValue, Settings, fit
-from driftway.transport.parallel import Group
+from driftway.parallel import Group
 from driftway.transport.primal_dual import Part
 from driftway.transport.residual import fit_base
 from driftway.transport.residual_bridge import BridgeLearner

@@ -18,7 +18,7 @@ from driftway.report import evaluate as evaluate_model
 from driftway.report import write_report
 from driftway.transport import Interrupted, Problem, Settings, TransportModel, held_labels, held_rows
 from driftway.transport import fit as fit_transport
-from driftway.transport.parallel import launched
+from driftway.parallel import launched
 
 app = typer.Typer(no_args_is_help=True, help="Value-driven transport: samples of one law moved to another.")
 

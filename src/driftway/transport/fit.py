@@ -16,7 +16,7 @@ from driftway.transport.dual import Certificate
 from driftway.transport.intake import Data, Held, Labels
 from driftway.transport.learner import Settings
 from driftway.transport.model import TransportModel
-from driftway.transport.parallel import Group, launched
+from driftway.parallel import Group, launched
 from driftway.transport.problem import Problem
 from driftway.transport.run import Plan, Run, start_run
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from driftway import checks
-from driftway.transport.parallel import Group
+from driftway.parallel import Group
 from driftway.transport.stream import Stream
 from driftway.transport.value import Value
 

@@ -19,7 +19,7 @@ from driftway.checks import require
 from driftway.transport import bridge, dual
 from driftway.transport.condition import nulls
 from driftway.transport.learner import Learner, Settings
-from driftway.transport.parallel import Group
+from driftway.parallel import Group
 from driftway.transport.problem import cost
 from driftway.transport.stream import Batch, Stream
 from driftway.transport.value import Trainable

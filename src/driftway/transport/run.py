@@ -19,7 +19,7 @@ from driftway.transport.likelihood import MixtureLearner
 from driftway.transport.mixture import MixtureValue
 from driftway.transport.mixture_start import initialise
 from driftway.transport.model import TransportModel, certificate
-from driftway.transport.parallel import Group
+from driftway.parallel import Group
 from driftway.transport.primal_dual import NetworkLearner
 from driftway.transport.problem import Problem, cost
 from driftway.transport.residual import ResidualValue, fit_base

@@ -1,19 +1,20 @@
-"""Training in several processes, data parallel, through Hugging Face Accelerate.
+"""Several processes of one job, through Hugging Face Accelerate.
 
-All processes draw the same global batch, of `batch` rows for each process, and pair it with all its candidates, so candidates are
-shared. The costly part, fitting V, is shared out: process r takes rows r, r + R, r + 2R, ... of R processes, and gradients are
-averaged. R processes with a batch of B thus train as one with a batch of R B does, up to rounding.
+Who shares out which work stands where the work is: `transport.learner` shares out the rows of a batch, `kernels.tangent` the batches
+of a data set and the parts of a Gram matrix.
 """
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from driftway.checks import InputError
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Group:
         return self.rank == 0
 
     def own(self, rows: Tensor) -> Tensor:
-        """The rows of a global batch that this process fits V to."""
+        """Every R-th row, from the row of this process's number."""
         return rows[self.rank :: self.size]
 
     def average(self, tensors: Iterable[Tensor | None]) -> None:
@@ -47,6 +48,18 @@ class Group:
         means = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in own]), reduction="mean")
         for tensor, mean in zip(own, means.split([tensor.numel() for tensor in own]), strict=True):
             tensor.copy_(mean.reshape(tensor.shape))
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, the same in all of them."""
+        return tensor if self.size == 1 else self.accelerator.reduce(tensor, reduction="sum")
+
+    def gather(self, thing: Thing) -> list[Thing]:
+        """What each process holds, in the order of their numbers; tensors in it must be on the CPU."""
+        if self.size == 1:
+            return [thing]
+        from accelerate.utils import gather_object
+
+        return gather_object([thing])
 
     def mean(self, numbers: list[float], like: Tensor) -> list[float]:
         """Means of numbers over the processes, the same in all of them."""

@@ -1,0 +1,181 @@
+"""From factors to inner products, one parameter at a time and never the whole Jacobian.
+
+    K_ij = sum over parameters of <g_i, g_j>,    a Gram matrix by its lower triangle; sums of products in float64
+
+Three ways, the cheapest for each parameter:
+
+    formed      some rows of the gradients at a time, for all samples; then a matrix product       (n + m) T p q + n m p q
+    identity    sum_{s,s'} (b_is . b_js') (x_is . x_js')                                           n m T^2 (p + q)
+    tables      row by row of the table, for the samples that touch it                             few
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftway.kernels.tangent.factors import Factor, Outer, Packed, Rows, Spec, padded, samples_of
+
+TILE, DEPTH = 64, 3072  # of one matrix product, measured on two processors: few entries above the diagonal, operands in cache
+CHUNK = 2**26  # bytes of gradients to form at a time; more only where factors are read from files each time
+Part = TypeVar("Part")
+Load = Callable[[], Iterator[list[Factor]]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One parameter's factors, of all samples.
+
+    Attributes:
+        n: number of samples.
+        specs: of the factors.
+        load: the factors, piece by piece; called as often as needed.
+        spilled: whether they are read from files.
+        dtype: of the factors.
+        device: where they are.
+    """
+
+    n: int
+    specs: Set[Spec]
+    load: Load
+    spilled: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+def add_inner(K: Float[Tensor, "n m"], x: Side, y: Side | None, *, memory: float | int, share: tuple[int, int] = (0, 1),
+              change: tuple[Callable[[Tensor], Tensor], ...] = ()) -> None:  # fmt: skip
+    """Add one parameter's inner products to K; without y those of x with itself, to the lower triangle.
+
+    Args:
+        K: float64.
+        x: of the rows of K.
+        y: of the columns.
+        memory: bytes for what is formed.
+        share: (r, R), to do each R-th part of the work, from the r-th: what one of R processes does.
+        change: of the gradients of x and of y, entry by entry.
+    """
+    specs = x.specs | (y.specs if y else set())
+    kinds, other = {known.kind for known in specs}, y or x
+    if kinds == {"rows"}:
+        _by_table(K, x, other, share, change)
+    elif kinds <= {"outer", "packed"} and not change and _identity_is_cheaper(specs, x.n, other.n):
+        _by_identity(K, x, y, memory, share)
+    else:
+        _by_forming(K, x, y, specs, memory, share, change)
+
+
+def formed(side: Side, rows: slice, c: int) -> Float[Tensor, "n d"]:
+    """Some rows of the gradients, for all samples."""
+    out = torch.empty(side.n, rows.stop - rows.start, c, dtype=side.dtype, device=side.device)
+    for start, factors in _placed(side):
+        own = out[start : start + samples_of(factors[0])]
+        for number, factor in enumerate(factors):
+            factor.form(rows, own, add=number > 0)
+    return out.flatten(1)
+
+
+def chunks(specs: Set[Spec], rows: int) -> Iterator[slice]:
+    """The rows of a gradient in parts of at most `rows` (one at least): whole groups, or some rows of one group."""
+    r, q = next(iter(specs)).r, min(known.q for known in specs)
+    step = max(1, rows // q * q if rows >= q else rows)
+    for start in range(0, r, max(step, q)):
+        stop = min(start + max(step, q), r)
+        yield from (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+
+
+def chunk_rows(n: int, c: int, side: Side, memory: float | int) -> int:
+    """How many rows of the gradients of n samples to form at a time."""
+    size = memory / 2 if side.spilled else min(CHUNK, memory / 2)
+    return int(size / (n * c * side.dtype.itemsize))
+
+
+def _by_forming(K: Tensor, x: Side, y: Side | None, specs: Set[Spec], memory: float | int, share: tuple[int, int],
+                change: tuple[Callable[[Tensor], Tensor], ...]) -> None:  # fmt: skip
+    c = next(iter(specs)).c
+    for rows in _own(share, chunks(specs, chunk_rows(x.n + (y.n if y else 0), c, x, memory))):
+        G = formed(x, rows, c)
+        H = formed(y, rows, c) if y else G
+        if change:
+            G, H = change[0](G), change[1](H)
+        K += _products(G, H, lower=y is None)
+
+
+def _products(G: Float[Tensor, "n d"], H: Float[Tensor, "m d"], *, lower: bool) -> Float[Tensor, "n m"]:
+    """G H^T, with what stands above the blocks on the diagonal left out if `lower`."""
+    out = G.new_zeros(len(G), len(H))
+    for g, h in zip(G.split(DEPTH, 1), H.split(DEPTH, 1), strict=True):
+        for j in range(0, len(H), TILE):
+            top = j if lower else 0
+            out[top:, j : j + TILE].addmm_(g[top:], h[j : j + TILE].mT)
+    return out
+
+
+def _identity_is_cheaper(specs: Set[Spec], n: int, m: int) -> bool:
+    T, q, p = max(known.T for known in specs), max(known.q for known in specs), max(known.c for known in specs)
+    return n * m * T * T * (p + q) < n * m * p * q + (n + m) * T * p * q
+
+
+def _by_identity(K: Tensor, x: Side, y: Side | None, memory: float | int, share: tuple[int, int]) -> None:
+    T = max(1, *(known.T for known in x.specs | (y.specs if y else set())))
+    step = max(1, int((memory / (8 * x.dtype.itemsize)) ** 0.5 / T))  # rows of which all pairs of positions fit
+    pairs = ((a, b) for a in _outers(x, step) for b in _outers(y or x, step) if y is not None or b[0] <= a[0])
+    for (i, a), (j, b) in _own(share, pairs):
+        for g in range(a.left.shape[1]):
+            left = a.left[:, g].flatten(0, 1) @ b.left[:, g].flatten(0, 1).mT
+            left *= a.right[:, g].flatten(0, 1) @ b.right[:, g].flatten(0, 1).mT
+            n, m = len(a.left), len(b.left)
+            K[i : i + n, j : j + m] += left.view(n, -1, m, b.left.shape[2]).sum((1, 3), dtype=torch.float64)
+
+
+def _outers(side: Side, step: int) -> Iterator[tuple[int, Outer]]:
+    """The factors in blocks of at most `step` samples, with the place of the first."""
+    for start, factors in _placed(side):
+        (f,) = factors
+        f = padded(f) if isinstance(f, Packed) else f
+        assert isinstance(f, Outer)  # noqa: S101 (for the type checker)
+        for i in range(0, len(f.left), step):
+            yield start + i, Outer(f.left[i : i + step], f.right[i : i + step])
+
+
+def _by_table(K: Tensor, x: Side, y: Side, share: tuple[int, int], change: tuple[Callable[[Tensor], Tensor], ...]) -> None:
+    (index, sample, values), (index2, sample2, values2) = _entries(x), _entries(y)
+    if change:
+        values, values2 = change[0](values), change[1](values2)
+    place, place2 = (torch.stack(torch.unique_consecutive(i, return_counts=True)).tolist() for i in (index, index2))
+    spans = dict(_spans(*place2))
+    for row, (a, b) in _own(share, _spans(*place)):
+        if row in spans:
+            c, d = spans[row]
+            K[sample[a:b, None], sample2[c:d]] += (values[a:b] @ values2[c:d].mT).to(K.dtype)
+
+
+def _entries(side: Side) -> tuple[Tensor, Tensor, Tensor]:
+    """Index, sample and values of all entries of a table's gradients, ordered by index."""
+    found = [(f.index, f.sample + start, f.values) for start, factors in _placed(side) for f in factors if isinstance(f, Rows)]
+    index, sample, values = (torch.cat(field) for field in zip(*found, strict=True))
+    order = index.argsort(stable=True)
+    return index[order], sample[order], values[order]
+
+
+def _spans(rows: list[int], counts: list[int]) -> Iterator[tuple[int, tuple[int, int]]]:
+    start = 0
+    for row, size in zip(rows, counts, strict=True):
+        yield row, (start, start + size)
+        start += size
+
+
+def _own(share: tuple[int, int], parts: Iterable[Part]) -> Iterator[Part]:
+    return islice(iter(parts), share[0], None, share[1])
+
+
+def _placed(side: Side) -> Iterator[tuple[int, list[Factor]]]:
+    """The pieces, with the place of their first sample."""
+    start = 0
+    for factors in side.load():
+        yield start, factors
+        start += samples_of(factors[0])

@@ -1,0 +1,204 @@
+"""The tangent features of a data set, held as factors: Gram matrices, products and projections without the Jacobian.
+
+    J (N, P), rows grad f(x_i) over the parameters in scope      K = J J^T      K v = J (J^T v)      sketch: J S^T
+
+The sketch adds each column of J, with a random sign, to one of `dim` random places (Charikar, Chen and Farach-Colton, 2002;
+Weinberger et al., 2009). Its inner products have the expectation K_ij and a variance of at most (K_ii K_jj + K_ij^2) / dim.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from time import monotonic
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftway.checks import choice, count, require
+from driftway.kernels.base import require_memory
+from driftway.kernels.tangent.contract import Side, add_inner, chunk_rows, chunks, formed
+from driftway.kernels.tangent.factors import samples_of
+from driftway.kernels.tangent.spool import Spool
+from driftway.linalg import SymmetricOperator
+from driftway.parallel import Group
+from driftway.store import read_tensors, write_tensors
+
+CHANGES: Mapping[str, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "none": (), "both": (torch.sign, torch.sign), "left": (torch.sign, lambda g: g)}  # fmt: skip
+PAUSE = 30.0  # seconds between two saves of an unfinished Gram matrix
+LESS = 'use operator() or project() of tangent_features, pass fewer rows, or a contrast of outputs in place of "full"'
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Features of fewer columns.
+
+    Attributes:
+        features: (N, dim).
+        error: bound on the standard deviation of <features_i, features_j> - K_ij, in units of sqrt(K_ii K_jj).
+    """
+
+    features: Float[Tensor, "N dim"]
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class TangentFeatures:
+    """Gradients of a network's outputs with respect to its parameters in scope, one row of J for every row of the data.
+
+    With outputs="full" there are N = n k rows, the k outputs of a data row after each other. Otherwise N = n.
+
+    Attributes:
+        shapes: of the parameters in scope, by name.
+        scores: (n, k) the outputs.
+        full: whether outputs have rows of their own.
+        slow: parameters that were differentiated sample by sample: no rule knows their layers.
+        spool: the factors of this process.
+        group: the processes; each holds some batches.
+        memory: bytes that the work may take.
+        key: of model, data and options, for files; "" without a cache.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    scores: Float[Tensor, "n k"]
+    full: bool
+    slow: frozenset[str]
+    spool: Spool
+    group: Group
+    memory: float
+    key: str
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.scores.numel() if self.full else len(self.scores)
+
+    def gram(self, *, sign: str = "none") -> Float[Tensor, "N N"]:
+        """K = J J^T in float64, symmetric to the last bit (but for sign="left").
+
+        Args:
+            sign: "none"; "both" for <sign g_i, sign g_j>; "left" for <sign g_i, g_j>, the kernel of sign descent (Malladi et al., 2023).
+
+        Raises:
+            InputError: if the matrix does not fit into memory.
+        """
+        return inner(self, self if sign == "left" else None, sign=sign)
+
+    def cross(self, other: "TangentFeatures", *, sign: str = "none") -> Float[Tensor, "N M"]:
+        """J J'^T in float64, with the features of other data by the same network, scope and outputs.
+
+        Raises:
+            InputError: if these differ, or the matrix does not fit into memory.
+        """
+        return inner(self, other, sign=sign)
+
+    def diagonal(self) -> Float[Tensor, " N"]:
+        """The diagonal of K in float64."""
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.scores.device)
+        for name in self.shapes:
+            for _, G in self._formed(name):
+                total += G.square().sum(1, dtype=torch.float64)
+        return total
+
+    def dense(self) -> Float[Tensor, "N P"]:
+        """J itself: parameters in the order of `shapes`, each flattened; with "trace" of k outputs, k gradients of each.
+
+        Raises:
+            InputError: if it does not fit into memory.
+        """
+        width = sum(shape.numel() for shape in self.shapes.values()) * (1 if self.full else self.scores.shape[1])
+        require_memory("features", 2 * self.size * width * self.scores.dtype.itemsize, LESS, device=self.scores.device)
+        return torch.cat([G for name in self.shapes for _, G in self._formed(name)], 1)
+
+    def operator(self) -> SymmetricOperator:
+        """v -> J (J^T v). A product costs a pass over the factors; nothing of the size N N or N P is formed."""
+        return SymmetricOperator(self.size, torch.float64, self.scores.device, self._product)
+
+    def project(self, dim: int, *, generator: torch.Generator) -> Projection:
+        """A random projection. Generators of one seed give the features of two data sets the same projection.
+
+        Args:
+            dim: columns to keep.
+            generator: on the CPU.
+
+        Raises:
+            InputError: if dim is not a whole number of at least 1.
+        """
+        dim, device = count("dim", dim), self.scores.device
+        sketch = torch.zeros(dim, self.size, dtype=self.scores.dtype, device=device)
+        for name in self.shapes:
+            width = self._width(self.side(name))
+            place = torch.randint(dim, (width,), generator=generator).to(device)
+            signs = (2 * torch.randint(2, (width,), generator=generator) - 1).to(sketch)
+            for columns, G in self._formed(name):
+                sketch.index_add_(0, place[columns], (G * signs[columns]).mT)
+        return Projection(sketch.mT.contiguous(), sqrt(2 / dim))
+
+    def side(self, name: str) -> Side:
+        """The factors of one parameter, of all processes."""
+        return self.spool.side(name, self.size, self.group, dtype=self.scores.dtype, device=self.scores.device)
+
+    def _formed(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Columns of J that belong to one parameter, some at a time, with their place among them."""
+        side = self.side(name)
+        c = next(iter(side.specs)).c
+        for rows in chunks(side.specs, chunk_rows(self.size, c, side, self.memory)):
+            yield slice(rows.start * c, rows.stop * c), formed(side, rows, c)
+
+    @staticmethod
+    def _width(side: Side) -> int:
+        known = next(iter(side.specs))
+        return known.r * known.c
+
+    def _product(self, V: Float[Tensor, "N k"]) -> Float[Tensor, "N k"]:
+        out = torch.zeros_like(V)
+        for name in self.shapes:
+            side = self.side(name)
+            for v, into in zip(V.to(side.dtype).mT, out.mT, strict=True):
+                w = sum(factor.combine(v[start : start + samples_of(factor)]) for start, factor in _each(side))
+                assert isinstance(w, Tensor)  # noqa: S101 (for the type checker: there is at least one piece)
+                for start, factor in _each(side):
+                    into[start : start + samples_of(factor)] += factor.dot(w)
+        return out
+
+
+def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", folder: Path | None = None) -> Float[Tensor, "N M"]:
+    """The Gram matrix of x, or with y the cross-Gram matrix, in float64.
+
+    With a folder, what is done of it is kept there, and a call with the same data goes on from there.
+
+    Raises:
+        InputError: if the two do not belong together, or the matrix does not fit into memory.
+    """
+    sign, other, device = choice("sign", sign, CHANGES), y or x, x.scores.device
+    alike = (x.shapes, x.scores.shape[1], x.full) == (other.shapes, other.scores.shape[1], other.full)
+    require(alike, "other", expected="features by the same network, scope and outputs",
+            got=f"{len(other.shapes)} parameters and {other.scores.shape[1]} outputs",
+            cure="take both with the same options")  # fmt: skip
+    require_memory("batches", 8 * x.size * other.size * (2 if y is None else 1), LESS, device=device)
+    K, done = torch.zeros(x.size, other.size, dtype=torch.float64, device=device), 0
+    key = f"{x.key} {other.key} {sign} {x.group.rank} of {x.group.size}"
+    path = folder / f"gram-{x.group.rank}.safetensors" if folder else None
+    if path and path.is_file():
+        config, tensors = read_tensors("cache", path)
+        if config.get("key") == key:
+            K, done = tensors["K"].to(device), int(config["done"])
+    saved, names = monotonic(), tuple(x.shapes)
+    for number in range(done, len(names)):
+        add_inner(K, x.side(names[number]), y.side(names[number]) if y else None, memory=x.memory, share=(x.group.rank, x.group.size),
+                  change=CHANGES[sign])  # fmt: skip
+        if path and (number + 1 == len(names) or monotonic() - saved > PAUSE):
+            write_tensors(path, {"K": K}, {"key": key, "done": number + 1})
+            saved = monotonic()
+    K = x.group.total(K)
+    return K if y else K.tril_().add_(K.tril(-1).mT)
+
+
+def _each(side: Side) -> Iterator:
+    start = 0
+    for factors in side.load():
+        for factor in factors:
+            yield start, factor
+        start += samples_of(factors[0])
