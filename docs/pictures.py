@@ -1,19 +1,28 @@
-"""The README's picture: `python -m docs.pictures` trains two small models and draws them into docs/images/."""
+"""The pictures of README and documentation: `python -m docs.pictures [transport] [finite_width]` draws them into docs/images/.
 
+"transport" trains two small models; "finite_width" draws the figures of `experiments/finite_width.json`. Without a name, both.
+"""
+
+import json
 import math
+import sys
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from driftway.data import PAIRS, digits
+from driftway.kernels.tangent import tangent_gram
+from driftway.report.style import DATA, FAINT, LABELS, SAMPLES, SOURCE, styled
 from driftway.transport import Settings, fit
+from experiments import finite_width as finite
 
 IMAGES = Path(__file__).parent / "images"
 PAPER, INK, START, END = "#ffffff", "#333333", "#8a8a8a", "#d95f02"
 
 
-def main() -> None:
+def transport() -> Figure:
     source, target = PAIRS["moons-8gaussians"]
     model = fit(lambda n, own: source.sample(n, generator=own), lambda n, own: target.sample(n, generator=own), family="network",
                 max_seconds=60, settings=Settings(width=128))  # fmt: skip
@@ -48,9 +57,74 @@ def main() -> None:
     right.imshow(rows, cmap="gray_r", vmin=0, vmax=16)
     right.set_title("handwritten digits in 4 steps, not chosen", color=INK)
     right.set(xticks=[], yticks=[])
-    IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / "transport.png", dpi=110)
     assert math.isfinite(float(value.sum()))
+    return figure
+
+
+@styled
+def finite_width() -> Figure:
+    """Tangent kernels of finite networks on a circle; the fall of their error with the width; its slopes."""
+    found = json.loads(Path(finite.__file__).with_suffix(".json").read_text())
+    figure = Figure(figsize=(12.4, 3.9))
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 0.95))
+
+    angle = torch.linspace(-math.pi, math.pi, 121, dtype=torch.float64)
+    x = 2**0.5 * torch.stack([angle.cos(), angle.sin()], 1)
+    middle_row = len(x) // 2  # angle 0
+    for width, colour, line in ((32, FAINT, 0.8), (256, "#7FB8DA", 0.9), (2048, DATA, 1.0)):
+        for seed in range(10):
+            net = finite.build("dense, ReLU", x, width, ("circle", seed)).double()
+            K = tangent_gram(net, x[middle_row : middle_row + 1], x)[0]
+            left.plot(angle, K, color=colour, linewidth=line, alpha=0.8, label=f"10 networks of width {width:,}" if seed == 0 else None)
+    limit = finite.CASES["dense, ReLU"][0].ntk(x[middle_row : middle_row + 1], x)[0]
+    left.plot(angle, limit, color=SAMPLES, linewidth=2.2, label="infinite width")
+    left.set(title="Tangent kernel of two rows on a circle", xlabel="angle between the rows", ylim=(0, 32), xlim=(-math.pi, math.pi))
+    left.set_xticks([-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi], [r"$-\pi$", r"$-\pi/2$", "0", r"$\pi/2$", r"$\pi$"])
+    left.legend(loc="upper left", fontsize=8.5, handlelength=1.4, borderaxespad=0.1)
+
+    colours = dict(zip(found["cases"], (LABELS[0], LABELS[1], LABELS[2], LABELS[3], LABELS[7]), strict=True))
+    for case, own in found["cases"].items():
+        rows = own["rows"]
+        middle.plot([r["width"] for r in rows], [r["ntk"]["rms"] for r in rows], "o-", color=colours[case], linewidth=1.3, markersize=4.5,
+                    markeredgecolor="white", markeredgewidth=0.6, label=case)  # fmt: skip
+    guide = torch.tensor([32.0, 2048.0])
+    middle.plot(guide, 3.6 * guide**-0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    middle.text(300, 0.235, "width$^{-1/2}$", color=INK)
+    middle.set(xscale="log", yscale="log", title="Relative error of the tangent kernel", xlabel="width", ylim=(0.03, 0.8))
+    middle.xaxis.set_major_locator(FixedLocator([32, 128, 512, 2048]))
+    middle.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5]))
+    for axis, names in ((middle.xaxis, ["32", "128", "512", "2,048"]), (middle.yaxis, ["5 %", "10 %", "20 %", "50 %"])):
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_ticklabels(names)
+
+    ends = []
+    for row, (case, own) in enumerate(found["cases"].items()):
+        for part, shift, face in (("nngp", -0.15, "white"), ("ntk", 0.15, colours[case])):
+            slope = own[part]
+            right.errorbar(slope["slope"], row + shift, xerr=2 * slope["error"], fmt="o", color=colours[case], markerfacecolor=face,
+                           markersize=5.5, elinewidth=1.5, capsize=0)  # fmt: skip
+            ends.append(abs(slope["slope"] + 0.5) + 2 * slope["error"])
+    right.axvline(-0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    reach = 1.15 * max(ends)
+    right.set(title="Slopes, two standard errors", xlabel="slope of log error on log width", xlim=(-0.5 - reach, -0.5 + reach),
+              ylim=(len(colours) - 0.4, -0.75))  # fmt: skip
+    right.set_yticks(range(len(colours)), list(colours))
+    right.grid(visible=False, axis="y")
+    for face, name in (("white", "NNGP"), (SOURCE, "NTK")):
+        right.plot([], [], "o", color=SOURCE, markerfacecolor=face, label=name)
+    right.legend(loc="upper right", ncols=2, fontsize=8.5, handletextpad=0.1, columnspacing=0.8, borderaxespad=0)
+    return figure
+
+
+PICTURES = {"transport": (transport, 110), "finite_width": (finite_width, 150)}
+
+
+def main() -> None:
+    IMAGES.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or PICTURES:
+        draw, dots = PICTURES[name]
+        draw().savefig(IMAGES / f"{name}.png", dpi=dots)
 
 
 if __name__ == "__main__":

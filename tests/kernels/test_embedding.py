@@ -82,13 +82,14 @@ def gaussian_mean(m: Tensor, S: Tensor, h: float) -> float:
 
 
 def replicates(statistic: str, *, weighted: bool) -> tuple[Tensor, float, float]:
-    """The statistic of 600 pairs of samples of 12 and 8 points, the true MMD^2, and the bias of "v"."""
+    """The statistic of 300 pairs of samples of 12 and 8 points, the true MMD^2, and the bias of "v"."""
     h, d, n, m = 1.2, 2, 12, 8
-    A, B, shift = torch.tensor([[1.0, 0.0], [0.5, 0.7]], dtype=DOUBLE), torch.eye(d, dtype=DOUBLE) * 0.8, torch.tensor([0.6, -0.3], dtype=DOUBLE)
+    A, B = torch.tensor([[1.0, 0.0], [0.5, 0.7]], dtype=DOUBLE), 0.8 * torch.eye(d, dtype=DOUBLE)
+    shift = torch.tensor([0.6, -0.3], dtype=DOUBLE)
     S, T, zero = A @ A.mT, B @ B.mT, torch.zeros(d, dtype=DOUBLE)
     xx, yy, xy = gaussian_mean(zero, 2 * S, h), gaussian_mean(zero, 2 * T, h), gaussian_mean(shift, S + T, h)
     a, b = (weights(n, 5), weights(m, 6)) if weighted else (None, None)
-    x, y = draw(600, n, d, seed=7) @ A.mT, draw(600, m, d, seed=8) @ B.mT + shift
+    x, y = draw(300, n, d, seed=7) @ A.mT, draw(300, m, d, seed=8) @ B.mT + shift
     values = torch.stack([mmd2(p, q, kernel=Gaussian(h), statistic=statistic, weights_x=a, weights_y=b) for p, q in zip(x, y, strict=True)])
     return values, xx - 2 * xy + yy, (1 - xx) / n + (1 - yy) / m
 
@@ -96,27 +97,26 @@ def replicates(statistic: str, *, weighted: bool) -> tuple[Tensor, float, float]
 @pytest.mark.parametrize("weighted", [False, True])
 def test_u_is_unbiased(weighted):
     values, known, _ = replicates("u", weighted=weighted)
-    assert abs(float(values.mean()) - known) < 4 * float(values.std()) / 600**0.5
+    assert abs(float(values.mean()) - known) < 4 * float(values.std()) / 300**0.5
     assert (values < 0).any()
 
 
 def test_v_is_biased_by_the_pairs_of_a_point_with_itself():
     values, known, bias = replicates("v", weighted=False)
-    error = float(values.std()) / 600**0.5
+    error = float(values.std()) / 300**0.5
     assert abs(float(values.mean()) - known - bias) < 4 * error
-    assert bias > 20 * error
+    assert bias > 10 * error
 
 
 def test_large_samples_in_little_memory():
-    """3,000 points in blocks of a megabyte are within four standard errors of the closed form; the error of U is about (2/n)^(1/2)."""
+    """3,000 points in blocks of a megabyte lie within four standard errors; var U is near 4 var w / n for each sample."""
     x, y, h = draw(3000, 3).float(), (draw(3000, 3, seed=1) + 0.5).float(), 1.5
-    I = torch.eye(3, dtype=DOUBLE)
-    zero = torch.zeros(3, dtype=DOUBLE)
-    known = 2 * gaussian_mean(zero, 2 * I, h) - 2 * gaussian_mean(zero + 0.5, 2 * I, h)
+    zero, S = torch.zeros(3, dtype=DOUBLE), 2 * torch.eye(3, dtype=DOUBLE)
+    known = 2 * gaussian_mean(zero, S, h) - 2 * gaussian_mean(zero + 0.5, S, h)
     found = mmd2(x, y, kernel=Gaussian(h), statistic="u", memory=0.004)
     scores = witness(x, y, kernel=Gaussian(h))
     error = 2 * (scores.evaluate(x).var() / 3000 + scores.evaluate(y).var() / 3000).sqrt()
-    assert abs(float(found) - known) < 4 * float(error) < 0.1 * known
+    assert abs(float(found) - known) < 4 * float(error) < 0.3 * known
 
 
 # --- laws ---------------------------------------------------------------------------------------------------------------
@@ -225,11 +225,11 @@ BAD = {
     "event": (lambda: mmd2(X, draw(4, 3), kernel=Linear()), r"y: expected rows of shape \(2,\), got \(3,\)"),
     "nan": (lambda: embed(X / 0 * 0, kernel=Linear()), r"x: expected finite numbers, got nan"),
     "evaluate": (lambda: embed(X, kernel=Linear()).evaluate(draw(4, 3)), r"y: expected rows of shape \(2,\), got \(3,\)"),
-    "sum": (lambda: mmd2(X, Y, kernel=Linear(), weights_x=torch.ones(5)), r"weights_x: expected finite weights of sum 1, got sum 5; divide"),
-    "nan-weights": (lambda: embed(X, kernel=Linear(), weights=torch.full((5,), torch.nan)), r"weights: expected finite weights .* got sum nan"),
-    "number": (lambda: mmd2(X, Y, kernel=Linear(), weights_y=torch.ones(5) / 5), r"weights_y: expected one weight for each of 4 points, got"),
+    "sum": (lambda: mmd2(X, Y, kernel=Linear(), weights_x=torch.ones(5)), r"weights_x: expected finite weights of sum 1, got sum 5;"),
+    "nan-weights": (lambda: embed(X, kernel=Linear(), weights=torch.full((5,), torch.nan)), r"weights: .* got sum nan"),
+    "number": (lambda: mmd2(X, Y, kernel=Linear(), weights_y=torch.ones(5) / 5), r"weights_y: expected one weight for each of 4 points"),
     "statistic": (lambda: mmd2(X, Y, kernel=Linear(), statistic="w"), r"statistic: expected one of v, u, got 'w'"),
-    "one": (lambda: mmd2(X, Y[:1], kernel=Linear(), statistic="u"), r'y: expected at least two points of some weight, .*; pass statistic="v"'),
+    "one": (lambda: mmd2(X, Y[:1], kernel=Linear(), statistic="u"), r'y: expected at least two points .*; pass statistic="v"'),
     "kernels": (lambda: embed(X, kernel=Linear()).inner(embed(Y, kernel=Energy())), r"other: expected an embedding by the kernel Linear"),
     "difference": (lambda: embed(X, kernel=Gaussian(1.0)) - embed(Y, kernel=Gaussian(2.0)), r"other: expected an embedding by the kernel"),
     "memory": (lambda: mmd2(X, Y, kernel=Linear(), memory=0.0), r"memory: expected a finite number > 0"),

@@ -134,7 +134,7 @@ class Convolutional(Network):
             S, Theta = self._dense(A, None if Theta is None else self._average(Theta, axes), k2 * channels)
             S, Theta = self._activated(S, Theta, s11, s22, same and not pool)
             channels = self.width
-        seen = channels * (1 if pool else S[0].numel())
+        seen = channels * (1 if pool else S.shape[1:].numel())
         S, Theta = self._dense(S.flatten(1).mean(1), None if Theta is None else Theta.flatten(1).mean(1), seen)
         return [S] if Theta is None else [S, Theta]
 
@@ -153,8 +153,8 @@ class Convolutional(Network):
         else:
             rows = max(1, ENTRIES.get(S.device.type, S.numel()) // max(1, S[:, 0].numel()))
             pieces = S.split(rows, 1)
-            s11, s22 = (s.split(rows, 1) if s.shape[1] > 1 else [s] * len(pieces) for s in (s11, s22))  # to pool, s22 has one row
-            T, slope = (torch.cat(parts, 1) for parts in zip(*map(phi.dual, pieces, s11, s22), strict=True))
+            variances = (s.split(rows, 1) if s.shape[1] > 1 else [s] * len(pieces) for s in (s11, s22))  # to pool, s22 has one row
+            T, slope = (torch.cat(parts, 1) for parts in zip(*map(phi.dual, pieces, *variances), strict=True))
         return T, None if Theta is None else Theta * slope
 
     def _variances(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
@@ -184,7 +184,7 @@ class Convolutional(Network):
             S = total
         return S.div_(k**2)
 
-    def _step(self, x: Float[Tensor, "n c h w"], gradients: bool) -> int:
+    def _step(self, x: Tensor, gradients: bool) -> int:
         """How many pairs of images to hold at once.
 
         Raises:

@@ -48,7 +48,7 @@ class MeanEmbedding:
         k, x, w = self.kernel.to(torch.float64), self.points.double(), self.weights
         total = w.new_zeros(())
         for rows in row_slices(len(x), len(x), memory=memory, device=x.device):
-            K = k.cross(x[rows], x[rows.start :])  # on and above the diagonal: the rest is the same by symmetry
+            K = k.cross(x[rows], x[rows.start :]).double()  # on and above the diagonal: the rest is the same by symmetry
             total = total + w[rows] @ (2 * (K @ w[rows.start :]) - K[:, : len(K)] @ w[rows])
         return total
 
@@ -67,7 +67,7 @@ class MeanEmbedding:
 
     def _at(self, z: Tensor, memory: float | int) -> Tensor:
         parts = blocks(self.kernel.to(torch.float64), z.double(), self.points.double(), memory=memory)
-        return torch.cat([K @ self.weights for _, K in parts])
+        return torch.cat([K.double() @ self.weights for _, K in parts])
 
     def __sub__(self, other: "MeanEmbedding") -> "MeanEmbedding":
         _same_kernel(self, other)
@@ -125,7 +125,7 @@ def mmd2(x: object, y: object, *, kernel: Kernel, weights_x: Tensor | None = Non
     k = kernel.to(torch.float64)
     xx, yy = a.inner(a, memory=memory), b.inner(b, memory=memory)
     if statistic == "u":
-        xx, yy = _without_self("x", xx, a.weights, k.diagonal(a.points)), _without_self("y", yy, b.weights, k.diagonal(b.points))
+        xx, yy = (_without_self(name, total, e.weights, k.diagonal(e.points).double()) for name, total, e in (("x", xx, a), ("y", yy, b)))
     return _combine(xx, a.inner(b, memory=memory), yy, statistic).to(a.points.dtype)
 
 
@@ -158,7 +158,7 @@ def _weights(argument: str, weights: Tensor | None, like: Tensor) -> Float[Tenso
             cure=f"pass shape ({n},)")  # fmt: skip
     weights = weights.to(like.device, torch.float64)
     total = weights.sum()
-    require(abs(float(total) - 1) < 1e-4, argument, expected="finite weights of sum 1", got=f"sum {float(total):g}",
+    require(abs(total.item() - 1) < 1e-4, argument, expected="finite weights of sum 1", got=f"sum {total.item():g}",
             cure="divide them by their sum")  # fmt: skip
     return weights / total
 
@@ -166,8 +166,8 @@ def _weights(argument: str, weights: Tensor | None, like: Tensor) -> Float[Tenso
 def _without_self(argument: str, total: Tensor, weights: Tensor, diagonal: Tensor) -> Tensor:
     own = weights.square()
     left = 1 - own.sum()
-    require(float(left) > 1e-9, argument, expected="at least two points of some weight, for the unbiased statistic",
-            got=f"{len(weights)} points, squared weights of sum {float(own.sum()):g}", cure='pass statistic="v"')  # fmt: skip
+    require(left.item() > 1e-9, argument, expected="at least two points of some weight, for the unbiased statistic",
+            got=f"{len(weights)} points, squared weights of sum {own.sum().item():g}", cure='pass statistic="v"')  # fmt: skip
     return (total - own @ diagonal) / left
 
 

@@ -10,30 +10,30 @@ From S = x.x'/d, Theta = 0, through `depth` hidden layers and a readout,
 width, so that one is named (Sohl-Dickstein et al., 2020, with s = 1). There [bias] is 1 with a bias, also one that starts at 0
 (b_std=0.0), and 0 without (b_std=None).
 
-Matrices without gradients are computed block by block, in the memory of the result (`infinite_blocks`). With gradients, blocks of
-rows are computed again in the backward pass: a little more memory than the result, and twice the time forward.
+Matrices are filled block by block, in the memory of the result (`infinite_blocks`), and without a graph. A backward pass computes them
+again, some rows at a time, and holds the graph of these rows only.
 
 Accuracy: `activations`. In float32, entries are correct to about 1e-6 relative, the NTK of nearly parallel rows to 1e-4 per layer; the
 diagonal is exact.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from driftway.checks import choice, count, real, require
 from driftway.kernels.activations import ABReLU, Activation, activation
 from driftway.kernels.base import points, require_memory
-from driftway.kernels.infinite_blocks import Tile, fill, relu_tile, side
+from driftway.kernels.infinite_blocks import fill, relu_tile, side
 from driftway.kernels.network import PARTS, Network, Pair, ProductNetwork
 
 __all__ = ["FullyConnected", "Network", "Pair", "ProductNetwork"]
 
-HELD = 2**18  # entries of a block of rows whose steps are held for the backward pass
+HELD = {"cpu": 2**16, "cuda": 2**21}  # entries that the backward pass holds all steps of
 
 
 @dataclass(frozen=True)
@@ -79,56 +79,38 @@ class FullyConnected(Network):
         S = _variances(rows)
         return self._layers(S, S, S, rows.shape[1], same=True)
 
-    def _matrices(self, parts: Sequence[str], x: Tensor, y: Tensor | None) -> list[Tensor]:
+    def _matrices(self, parts: tuple[str, ...], x: Tensor, y: Tensor | None) -> Sequence[Tensor]:
         """The named kernels, in that order."""
-        symmetric, (x, y) = y is None, map(_rows, points(x, y))
-        require_memory("x", len(parts) * len(x) * len(y) * x.element_size(),
-                       "evaluate it in parts, with driftway.kernels.blocks, or pass fewer rows", device=x.device)  # fmt: skip
-        parameters = [t for t in (x, y, self.w_std, self.b_std) if isinstance(t, Tensor)]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in parameters):
-            outputs = self._with_gradients(parts, x, y)
-            if symmetric:
-                diagonals = self.kernel_diagonals(x)
-                outputs = [torch.diagonal_scatter(K.tril() + K.tril(-1).mT, getattr(diagonals, part))
-                           for K, part in zip(outputs, parts, strict=True)]  # fmt: skip
-            return outputs
-        with torch.no_grad():
-            outputs = [x.new_empty(len(x), len(y)) for _ in parts]
-            fill(outputs, self._tiles(parts, x, y), symmetric=symmetric)
-            if symmetric:
-                diagonals = self.kernel_diagonals(x)
-                for K, part in zip(outputs, parts, strict=True):
-                    K.diagonal().copy_(getattr(diagonals, part))
-        return outputs
+        a, b = points(x, y)
+        require_memory("x", len(parts) * len(a) * len(b) * a.element_size(),
+                       "evaluate it in parts, with driftway.kernels.blocks, or pass fewer rows", device=a.device)  # fmt: skip
+        scalars = [t if isinstance(t, Tensor) else None for t in (self.w_std, self.b_std)]
+        return _Filled.apply(self, parts, _rows(a), None if y is None else _rows(b), *scalars)  # type: ignore[return-value]
 
-    def _with_gradients(self, parts: Sequence[str], x: Tensor, y: Tensor) -> list[Tensor]:
-        def block(x: Tensor, y: Tensor) -> list[Tensor]:
-            pair = self._between(x, y, _variances(x), _variances(y))
-            return [getattr(pair, part) for part in parts]
-
-        step = max(1, HELD // len(y))
-        if step >= len(x):
-            return block(x, y)
-        found = [checkpoint(block, rows, y, use_reentrant=False, preserve_rng_state=False) for rows in x.split(step)]
-        return [torch.cat(blocks) for blocks in zip(*found, strict=True)]
-
-    def _tiles(self, parts: Sequence[str], x: Tensor, y: Tensor) -> Callable[[], Tile]:
-        """What computes a block: the recursion of cosines where it holds, else the layers below."""
-        phi, depth, w, b = activation(self.activation), self.depth, _number(self.w_std), _number(self.b_std or 0)
+    def fill(self, outputs: Sequence[Tensor], parts: Sequence[str], x: Tensor, y: Tensor | None) -> None:
+        """Fill the named kernels, block by block: by the recursion of cosines where it holds, else by the layers below."""
+        phi, depth, w, b = activation(self.activation), self.depth, _number(self.w_std), 0.0 if self.b_std is None else _number(self.b_std)
         if isinstance(phi, ABReLU) and phi.a != phi.b and depth and self.parameterization == "ntk" and x.device.type == "cpu":
             one = side(x, phi, depth=depth, w=w, b=b)
-            two = one if x is y else side(y, phi, depth=depth, w=w, b=b)
-            return lambda: relu_tile(one, two, phi, parts)
-        s11, s22 = _variances(x), _variances(y)
+            two = one if y is None else side(y, phi, depth=depth, w=w, b=b)
+            fill(outputs, -one.u, two.u, lambda: relu_tile(one, two, phi, parts), symmetric=y is None)
+        else:
+            z, d = x if y is None else y, x.shape[1]
+            s11, s22 = _variances(x)[:, None], _variances(z)
 
-        def tile(rows: slice, columns: slice) -> Sequence[Tensor]:
-            pair = self._between(x[rows], y[columns], s11[rows], s22[columns])
-            return [getattr(pair, part) for part in parts]
+            def tile(start: Tensor, rows: slice, columns: slice) -> Sequence[Tensor]:
+                pair = self._layers(start / d, s11[rows], s22[columns], d)
+                return [getattr(pair, part) for part in parts]
 
-        return lambda: tile
+            fill(outputs, x, z, lambda: tile, symmetric=y is None)
+        if y is None:
+            diagonals = self.kernel_diagonals(x)
+            for K, part in zip(outputs, parts, strict=True):
+                K.diagonal().copy_(getattr(diagonals, part))
 
-    def _between(self, x: Tensor, y: Tensor, s11: Tensor, s22: Tensor) -> Pair:
-        return self._layers(x @ y.mT / x.shape[1], s11[:, None], s22, x.shape[1])
+    def rows(self, x: Tensor, y: Tensor) -> Pair:
+        """Both kernels of few rows, with a graph: the layers, one by one."""
+        return self._layers(x @ y.mT / x.shape[1], _variances(x)[:, None], _variances(y), x.shape[1])
 
     def _layers(self, S: Tensor, S11: Tensor, S22: Tensor, inputs: int, *, same: bool = False) -> Pair:
         """Both kernels from x.x'/d, |x|^2/d and |x'|^2/d; `same` if x = x'."""
@@ -143,6 +125,65 @@ class FullyConnected(Network):
             Theta = (S if self.parameterization == "ntk" else d * before + (self.b_std is not None)) + w2 * Theta
             S11, S22 = w2 * S11 + b2, w2 * S22 + b2
         return Pair(S, Theta)
+
+
+class _Filled(torch.autograd.Function):
+    """Kernels filled without a graph; the backward pass computes them again with one, some rows at a time."""
+
+    @staticmethod
+    def forward(network: FullyConnected, parts: tuple[str, ...], x: Tensor, y: Tensor | None, w: Tensor | None,  # pyright: ignore
+                b: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+        del w, b  # the network has them
+        outputs = tuple(x.new_empty(len(x), len(x if y is None else y)) for _ in parts)
+        network.fill(outputs, parts, x, y)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        del output
+        ctx.network, ctx.parts, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        twice, needed = torch.is_grad_enabled(), ctx.needs_input_grad[2:]
+        inputs: list[Any] = [t if t is None or twice else t.detach().requires_grad_(need)
+                             for t, need in zip(ctx.saved_tensors, needed, strict=True)]  # fmt: skip
+        x, y, w, b = inputs
+        network = replace(ctx.network, **{k: v for k, v in (("w_std", w), ("b_std", b)) if v is not None})
+        given = {part: slope for part, slope in zip(ctx.parts, slopes, strict=True) if slope is not None}
+        wanted, step = [t for t, need in zip(inputs, needed, strict=True) if need], HELD.get(x.device.type, HELD["cuda"])
+        sums: list[Tensor | None] = [None] * len(wanted)
+
+        def add(pair: Pair, weights: dict[str, Tensor]) -> None:
+            moved = [(K, G) for part, G in weights.items() if (K := getattr(pair, part)).requires_grad]
+            if not moved:
+                return
+            outputs, weight = zip(*moved, strict=True)
+            found = torch.autograd.grad(outputs, wanted, weight, create_graph=twice, allow_unused=True)
+            sums[:] = [new if old is None else old if new is None else old + new for old, new in zip(sums, found, strict=True)]
+
+        with torch.enable_grad():
+            for rows, columns in _strips(len(x), len(x if y is None else y), step, symmetric=y is None):
+                if y is None:  # each entry below the diagonal stands for two
+                    weights = {k: (G[rows, columns] + G[columns, rows].mT).tril(rows.start - 1) for k, G in given.items()}
+                else:
+                    weights = {k: G[rows, columns] for k, G in given.items()}
+                add(network.rows(x[rows], (x if y is None else y)[columns]), weights)
+            if y is None:
+                add(network.kernel_diagonals(x), {k: G.diagonal() for k, G in given.items()})
+        gradients = iter(sums)
+        return None, None, *(next(gradients) if need else None for need in needed)
+
+
+def _strips(n: int, m: int, size: int, *, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    """Rows, and the columns that they need, of about `size` entries."""
+    start = 0
+    while start < n:
+        stop = min(n, start + max(1, size // (max(start, 1) if symmetric else m)))
+        yield slice(start, stop), slice(0, stop if symmetric else m)
+        start = stop
 
 
 def _rows(x: Tensor) -> Tensor:

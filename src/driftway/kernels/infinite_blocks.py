@@ -26,36 +26,43 @@ from torch import Tensor
 from driftway.kernels.activations import PARALLEL, ABReLU
 
 TILE = {"cpu": 2**15, "cuda": 2**24}  # entries of a block
-ROWS = 128  # of a block, on a CPU
+ROWS, PANEL = 128, 512  # of a block on a CPU, and of one matrix product
 
-Tile = Callable[[slice, slice], Sequence[Tensor]]
+Tile = Callable[[Tensor, slice, slice], Sequence[Tensor]]
 
 
-def fill(outputs: Sequence[Float[Tensor, "n m"]], make: Callable[[], Tile], *, symmetric: bool) -> None:
-    """Fill matrices, which share a shape, block by block, with as many threads as torch uses.
+@torch.no_grad()
+def fill(outputs: Sequence[Float[Tensor, "n m"]], left: Float[Tensor, "n d"], right: Float[Tensor, "m d"], make: Callable[[], Tile], *,
+         symmetric: bool) -> None:  # fmt: skip
+    """Fill matrices that depend on left right^T entry by entry, block by block, with as many threads as torch uses.
 
     Args:
         outputs: empty matrices.
-        make: called once by each thread; what it returns is given rows and columns and returns a block of each output, which the next
-            call may overwrite.
+        left: L.
+        right: R.
+        make: called once by each thread; what it returns is given a block of L R^T and its rows and columns, and returns that block of
+            each output, which the next call may overwrite.
         symmetric: compute the lower triangle only.
     """
     (n, m), device = outputs[0].shape, outputs[0].device
     size = TILE.get(device.type, TILE["cuda"])
     height = ROWS if device.type == "cpu" else math.isqrt(size)
+    for i in range(0, n, PANEL):
+        part = outputs[0][i : i + PANEL, : min(i + PANEL, n) if symmetric else m]  # the product, until its block is worked on
+        torch.mm(left[i : i + PANEL], right[: part.shape[1]].mT, out=part)
     queue = iter(list(_tiles(n, m, height, size // height, symmetric=symmetric)))
 
     @torch.no_grad()
     def work(_: int) -> None:
-        tile = make()
+        tile, mirror = make(), left.new_empty(size)
         for rows, columns in queue:
-            for out, block in zip(outputs, tile(rows, columns), strict=True):
+            for out, block in zip(outputs, tile(outputs[0][rows, columns], rows, columns), strict=True):
                 if symmetric and rows == columns:
                     out[rows, columns] = block.tril() + block.tril(-1).mT
                     continue
                 out[rows, columns] = block
-                if symmetric:
-                    out[columns, rows] = block.mT.contiguous()  # torch transposes fast only into contiguous memory
+                if symmetric:  # by way of contiguous memory, which torch transposes into fast
+                    out[columns, rows] = mirror[: block.numel()].view(block.mT.shape).copy_(block.mT)
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     with ThreadPoolExecutor(threads) as pool:
@@ -87,7 +94,7 @@ class Side:
     g: Float[Tensor, "depth n"]
 
 
-def side(x: Float[Tensor, "n d"], phi: ABReLU, *, depth: int, w: float, b: float) -> Side:
+def side(x: Float[Tensor, "n d"], phi: ABReLU, *, depth: int, w: float | int, b: float | int) -> Side:
     """Unit rows and scales of an ABReLU network.
 
     Args:
@@ -114,7 +121,7 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def relu_tile(one: Side, two: Side, phi: ABReLU, parts: Sequence[str]) -> Tile:
-    """The recursion of cosines on blocks, with memory of its own.
+    """The recursion of cosines on blocks of -u_i.u_j, with memory of its own.
 
     Args:
         one: the rows.
@@ -128,13 +135,11 @@ def relu_tile(one: Side, two: Side, phi: ABReLU, parts: Sequence[str]) -> Tile:
     signs = torch.tensor([-1] * (depth - 1) + [1]).to(one.a)
     a1, g1, a2, g2 = one.a[..., None], one.g[..., None], two.a * signs[:, None], two.g
 
-    def tile(rows: slice, columns: slice) -> Sequence[Tensor]:
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        c, f, s, theta = memory[:, : math.prod(shape)].view(4, *shape)  # -c, phi, s and the sum it grows to, -theta
+    def tile(start: Tensor, rows: slice, columns: slice) -> Sequence[Tensor]:
+        c, f, s, theta = memory[:, : start.numel()].view(4, *start.shape)  # -c, phi, s and the sum it grows to, -theta
         scales = zip(a1[:, rows], g1[:, rows], a2[:, columns], g2[:, columns], strict=True)
-        torch.addmm(c, one.u[rows], two.u[columns].mT, beta=0, alpha=-1, out=c)
         for layer, (a_i, g_i, a_j, g_j) in enumerate(scales):
-            torch.threshold_(c.clamp_(max=1), parallel, -1.0)
+            torch.threshold_(torch.clamp(c if layer else start, max=1, out=c), parallel, -1.0)
             torch.acos(c, out=f)
             if k != math.pi / 2:
                 f.add_(k - math.pi / 2)

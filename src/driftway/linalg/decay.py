@@ -15,9 +15,10 @@ a sample's exponent near j is alpha - beta j/n, and its spectrum bends down towa
 Range, first. The fit to [last/4, last] is extended to smaller j while the next value is as predicted, within three standard errors,
 20 %, or one place (repeated eigenvalues make stairs) up to a factor exp(1/2). The first eigenvalues of real kernels belong to no law.
 
-Interval. Neighbouring log mu_j are not independent, and laws hold up to slow corrections. The variance of the slope has two parts: a
-jackknife over blocks of neighbours, and the square of the larger change when the first or the last third of the range is left out.
-Power laws: the interval reaches further by |beta| last / (2n), on the side to which beta says the truth lies.
+Interval. Neighbouring log mu_j are not independent, and laws hold up to slow corrections. The variance of the slope has three parts: a
+jackknife over blocks of neighbours, the square of the larger change when the first or the last third of the range is left out, and
+the square of half the change with s = 0. Power laws: the interval reaches further by |beta| last / (2n), to the side where beta says
+the truth lies. Such intervals are wide rather than narrow: they are to hold for samples of 100 points and more.
 """
 
 import math
@@ -34,7 +35,7 @@ from driftway.linalg.spectrum import Spectrum
 
 LEAST = 6  # values that a law is fitted to
 MARGIN = 1.25  # a law wins when the other's error is this much larger
-MISFIT = 0.1  # residuals beyond this fraction of the range of log mu refuse a law
+MISFIT = 0.1  # residuals beyond this fraction of the fall of log mu refuse a law
 BEND = 1.5  # so does this ratio of the slopes of the two halves
 
 
@@ -103,8 +104,9 @@ def fit_decay(spectrum: Spectrum, *, confidence: float | int = 0.95) -> Decay:
 
     "finite rank" needs m <= n/2 and a drop after mu_m by a factor 5 or more, in logarithms five times the median of the ten steps
     before it and three times mu_{m+1} over the mean of the values after it. Otherwise the law wins that predicts left-out blocks of log mu
-    better, if the other's error is 25 % larger or more. It is refused when it starts after eigenvalue 8 and last/8, when its residuals
-    exceed 0.1 of the range of log mu, and when the slopes of its halves differ by a factor 1.5 (an exponential may get faster).
+    better, if the other's error is 25 % larger or more. It is refused when mu falls by less than 1.5, when it starts after eigenvalue 8
+    and last/8, when its residuals exceed 0.1 of the fall of log mu, and when the slopes of its halves differ by a factor 1.5 (an
+    exponential may get faster).
 
     Args:
         spectrum: of K/n; all eigenvalues, or the largest.
@@ -163,12 +165,15 @@ def _judge(laws: dict[str, Law], y: Float[Tensor, " m"]) -> tuple[str, list[str]
     law, other = sorted(laws.values(), key=lambda law: law.error)
     faster = law.name == "exponential" and law.bend > 1
     why = f"the {law.name} law predicts log mu with error {law.error:.2g}, the {other.name} law with {other.error:.2g}"
+    fall = float(y[law.first - 1] - y[law.last - 1])
+    if fall < math.log(1.5):
+        return "none", [f"the eigenvalues fall by a factor {math.exp(fall):.2g} only, from number {law.first} to number {law.last}"]
     if other.error < MARGIN * law.error:
         return "none", [f"{why}: too close to tell them apart"]
     if law.first > max(8, law.last / 8):
         return "none", [f"the best law ({law.name}) holds from eigenvalue {law.first} on only"]
-    if law.residual > MISFIT * float(y[law.first - 1] - y[law.last - 1]):
-        return "none", [f"the residuals of the best law ({law.name}), {law.residual:.2g} in log mu, exceed {MISFIT:g} of its range"]
+    if law.residual > MISFIT * fall:
+        return "none", [f"the residuals of the best law ({law.name}), {law.residual:.2g} in log mu, exceed {MISFIT:g} of its fall"]
     if not faster and not 1 / BEND <= law.bend <= BEND:
         return "none", [f"the slope of the best law ({law.name}) changes by a factor {law.bend:.2g} within the range"]
     return law.name, [why] + faster * [f"the decay is faster than exponential: the rate grows by a factor {law.bend:.2g} in the range"]
@@ -181,7 +186,7 @@ def _remarks(power: Law) -> list[str]:
     if power.slope <= 1:
         remarks.append(f"the exponent {power.slope:.2f} is <= 1: outside the trace-class regime of the theorem")
     elif power.interval[0] <= 1:
-        remarks.append(f"the interval of the exponent begins at {power.interval[0]:.2f}: perhaps outside the trace-class regime of the theorem")
+        remarks.append(f"the exponent may be <= 1 (interval from {power.interval[0]:.2f}), outside the trace-class regime of the theorem")
     return remarks
 
 
@@ -230,9 +235,11 @@ def _law(name: str, y: Float[Tensor, " m"], n: int, confidence: float) -> Law:
     line, third, splits = _fit(name, j, y), len(j) // 3, _splits(j, y)
     g, left_out = len(splits), torch.tensor([_fit(name, *kept).slope for _, kept in splits])
     change = max(abs(_fit(name, j[part], y[part]).slope - line.slope) for part in (slice(third, None), slice(len(j) - third)))
-    spread = math.sqrt((g - 1) * float(left_out.var(correction=0)) + change**2)
+    unshifted = 0.0 if line.shift is None else (_line(j.log(), y).slope - line.slope) / 2
+    spread = math.sqrt((g - 1) * float(left_out.var(correction=0)) + change**2 + unshifted**2)
     half = float(stdtrit(g - 1, (1 + confidence) / 2)) * spread
-    pull = _beta(line.slope) * float(j[-1]) / (2 * n) if name == "power" else 0.0
+    angle = math.pi / max(line.slope, 1.25)  # beta diverges at alpha = 1
+    pull = -angle / math.tan(angle) * float(j[-1]) / (2 * n) if name == "power" else 0.0
     interval = line.slope - half + min(pull, 0.0), line.slope + half + max(pull, 0.0)
     return Law(name, math.exp(line.a), line.slope, line.shift or 0.0, interval, int(j[0]), int(j[-1]), line.residual,
                error=float(torch.cat(misses).square().mean().sqrt()), bend=_bend(line.x(j), y))  # fmt: skip
@@ -257,11 +264,6 @@ def _first(name: str, j: Tensor, y: Tensor, first: int) -> int:
             break
         first -= 1
     return first
-
-
-def _beta(alpha: float) -> float:
-    """beta; below alpha = 1.25 its value there, as it diverges at 1."""
-    return -math.pi / max(alpha, 1.25) / math.tan(math.pi / max(alpha, 1.25))
 
 
 def _bend(x: Tensor, y: Tensor) -> float:

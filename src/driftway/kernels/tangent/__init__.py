@@ -6,7 +6,6 @@
 matrices of scopes without common parameters add up.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 
 from driftway.checks import choice, count, real, require
 from driftway.kernels.base import GIB, Kernel
-from driftway.kernels.tangent.batches import Batch, convert, parts
+from driftway.kernels.tangent.batches import convert, parts
 from driftway.kernels.tangent.capture import Capture, capture, tested
 from driftway.kernels.tangent.features import CHANGES, Projection, TangentFeatures, inner
+from driftway.kernels.tangent.keys import digest, model_key
 from driftway.kernels.tangent.outputs import Forward, Outputs, checked, forward
 from driftway.kernels.tangent.scope import Scope, select
 from driftway.kernels.tangent.spool import Spool
@@ -58,14 +58,14 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
     _deterministic(model)
     size, room = count("batch_size", batch_size), real("memory", memory, least=0.0, strict=True) * GIB
     own = next(iter(parameters.values()))
+    require(dtype is None or dtype.is_floating_point, "dtype", expected="a floating dtype", got=dtype, cure="pass e.g. torch.float64")
     how = Capture(model, parameters, forward, outputs, dtype or own.dtype)
     group, folder = launched(), None if cache is None else Path(cache)
-    spool, keys = Spool(limit=room / 2, folder=folder), hashlib.sha256()
-    state = _model_key(how) if folder else ""
+    spool, keys = Spool(limit=room / 2, folder=folder), []
+    state = model_key(model, list(parameters), outputs, str(how.dtype), forward) if folder else ""
     for number, part in enumerate(parts("batches", batches, size)):
         batch = convert(part, how.dtype, own.device)
-        key = _batch_key(state, batch) if folder else ""
-        keys.update(key.encode())
+        keys.append(key := digest(state, batch) if folder else "")
         mine = number % group.size == group.rank
         slow = spool.find(number, key) if mine else None
         if slow is not None:
@@ -79,7 +79,7 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
     scores = sorted((pair for pairs in group.gather([*zip(spool.numbers, (s.cpu() for s in spool.scores), strict=True)]) for pair in pairs),
                     key=lambda pair: pair[0])  # fmt: skip
     return TangentFeatures({name: p.shape for name, p in parameters.items()}, torch.cat([s for _, s in scores]).to(own.device),
-                           how.full, how.slow, spool, group, room, keys.hexdigest() if folder else "")  # fmt: skip
+                           how.full, how.slow, how.wide, spool, group, room, digest(keys))  # fmt: skip
 
 
 def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Scope = "all", outputs: Outputs = "trace",
@@ -118,15 +118,19 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
 
 @dataclass(frozen=True, eq=False)
 class TangentKernel(Kernel):
-    """The tangent kernel as a `Kernel` of inputs in a tensor, for the algebra and for mean embeddings.
+    """The tangent kernel as a `Kernel` of inputs in a floating tensor, for the algebra and for mean embeddings.
 
     Attributes:
         model: the network, in evaluation mode.
-        options: of `tangent_gram`.
+        options: of `tangent_features`.
     """
 
     model: nn.Module
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.options.get("outputs") != "full", "options", expected="one value for each pair of inputs", got='outputs="full"',
+                cure='pass outputs="trace", or a contrast')  # fmt: skip
 
     def cross(self, x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"]) -> Float[Tensor, "n m"]:
         return tangent_gram(self.model, x, y, **self.options)
@@ -147,28 +151,3 @@ def _deterministic(model: nn.Module) -> None:
         require(not (module.training and (random or mixing)), "model", expected="evaluation mode",
                 got=f"training mode, with {kind} in {name or 'it'}, " + ("which is random" if random else "which mixes samples"),
                 cure="call model.eval() before, and model.train() after")  # fmt: skip
-
-
-def _model_key(how: Capture) -> str:
-    """A name for the model's numbers and the options."""
-    code = getattr(how.forward, "__code__", None)
-    options = [list(how.parameters), repr(how.outputs), str(how.dtype), code and (code.co_code.hex(), code.co_names, repr(code.co_consts))]
-    found = hashlib.sha256(repr(options).encode())
-    for name, tensor in {**dict(how.model.named_parameters()), **dict(how.model.named_buffers())}.items():
-        _add(found, name, tensor)
-    return found.hexdigest()
-
-
-def _batch_key(state: str, batch: Batch) -> str:
-    found = hashlib.sha256(state.encode())
-    for name, entry in batch.items() if isinstance(batch, Mapping) else [("", batch)]:
-        _add(found, name, entry)
-    return found.hexdigest()
-
-
-def _add(found: Any, name: str, entry: Any) -> None:
-    if isinstance(entry, Tensor):
-        found.update(f"{name} {entry.dtype} {tuple(entry.shape)}".encode())
-        found.update(entry.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    else:
-        found.update(f"{name} {entry!r}".encode())

@@ -1,7 +1,7 @@
 """What users hold their inputs in, as batches of rows: a tensor, a dictionary of tensors, or an iterable of either.
 
-The first axis of every tensor is the row. Entries that are not tensors, and tensors of one row beside others of many, go to every
-row.
+The first axis of every tensor is the row. Entries that are not tensors or have no axes, and tensors of one row beside others of many,
+go to every row.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from driftway.checks import InputError, require
 
+LABELS = ("label", "labels")  # left out: scores do not need them
 Batch = Tensor | Mapping[str, Any]
 
 
@@ -40,15 +41,15 @@ def rows(batch: Batch) -> int:
     """Number of rows."""
     if isinstance(batch, Tensor):
         return len(batch)
-    return max(len(entry) for entry in batch.values() if isinstance(entry, Tensor))
+    return max(len(entry) for entry in batch.values() if isinstance(entry, Tensor) and entry.ndim)
 
 
-def take(batch: Batch, part: slice) -> Batch:
+def take(batch: Batch, part: slice | list[int]) -> Batch:
     """Some rows of a batch."""
     if isinstance(batch, Tensor):
         return batch[part]
     n = rows(batch)
-    return {name: entry[part] if isinstance(entry, Tensor) and len(entry) == n else entry for name, entry in batch.items()}
+    return {name: entry[part] if isinstance(entry, Tensor) and entry.ndim and len(entry) == n else entry for name, entry in batch.items()}
 
 
 def convert(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
@@ -56,23 +57,22 @@ def convert(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
     def one(entry: Any) -> Any:
         if not isinstance(entry, Tensor):
             return entry
-        return entry.to(device, dtype) if entry.dtype.is_floating_point else entry.to(device)
+        moved = entry.to(device, dtype) if entry.dtype.is_floating_point else entry.to(device)
+        return moved.clone() if moved.is_inference() else moved
 
     return one(batch) if isinstance(batch, Tensor) else {name: one(entry) for name, entry in batch.items()}
 
 
 def _checked(argument: str, batch: Any) -> Batch:
-    if isinstance(batch, np.ndarray):
-        batch = torch.from_numpy(batch)
     if isinstance(batch, Mapping):
-        found = {name: _entry(f"{argument}[{name!r}]", entry) for name, entry in batch.items()}
-        sizes = {name: len(entry) for name, entry in found.items() if isinstance(entry, Tensor)}
+        found = {name: _entry(f"{argument}[{name!r}]", entry) for name, entry in batch.items() if name not in LABELS}
+        sizes = {name: len(entry) for name, entry in found.items() if isinstance(entry, Tensor) and entry.ndim}
         require(bool(sizes), argument, expected="tensors", got=f"a dictionary of {', '.join(found) or 'nothing'}",
                 cure='tokenize with return_tensors="pt"')  # fmt: skip
         require(len(set(sizes.values()) - {1}) <= 1, argument, expected="the same number of rows in every tensor", got=f"{sizes}",
                 cure="give every tensor one row for each example")  # fmt: skip
         return found
-    if not isinstance(batch, Tensor):
+    if not isinstance(batch, Tensor | np.ndarray) or not batch.ndim:
         raise InputError(argument, expected="a tensor or a dictionary of tensors", got=type(batch).__name__,
                          cure="from a loader of (x, y) pass the x alone, e.g. (x for x, _ in loader)")  # fmt: skip
     return _entry(argument, batch)
@@ -80,10 +80,11 @@ def _checked(argument: str, batch: Any) -> Batch:
 
 def _entry(argument: str, entry: Any) -> Any:
     if isinstance(entry, np.ndarray):
+        require(entry.dtype.kind in "biuf", argument, expected="numbers", got=f"dtype {entry.dtype}", cure="tokenize texts first")
         entry = torch.from_numpy(entry)
-    if not isinstance(entry, Tensor):
+    if not isinstance(entry, Tensor) or not entry.ndim:
         return entry
-    require(entry.ndim >= 1 and len(entry) > 0, argument, expected="at least one row", got=f"shape {tuple(entry.shape)}",
+    require(len(entry) > 0, argument, expected="at least one row", got=f"shape {tuple(entry.shape)}",
             cure="give the first axis one entry for each example")  # fmt: skip
     if entry.dtype.is_floating_point:
         bad = entry.isnan() | (entry == torch.inf)  # additive masks are -inf

@@ -4,16 +4,16 @@ Weights are constants in these passes, so autograd computes no weight gradients,
 Hooks on layers see x, hooks on what they return see b, and `rules.py` makes factors of them. The model is not changed: its tensors
 are passed as arguments, and the hooks are removed.
 
-Rules rest on assumptions: the first axis of x and b is the sample, a layer computes what its class says, and all uses of a weight go
-through layers. They are tested against autograd on two samples of the first batch, each alone. A parameter that fails the test is
-differentiated sample by sample, as is one whose layer has no rule.
+Rules rest on assumptions: the first axis of x and b is the sample, a layer computes what its class says, all uses of a weight go through
+layers. So they are tested on a few rows of the first batch: their scores must not depend on the other rows, and an uneven sum of their
+gradients, sum_i v_i g_i, must agree with autograd. A parameter that fails is differentiated sample by sample, as is one without a rule.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from driftway.checks import require
 from driftway.kernels.tangent.batches import Batch, rows, take
-from driftway.kernels.tangent.factors import Direct, Factor, Outer, beside, merge, pack, whole
+from driftway.kernels.tangent.factors import Direct, Factor, Outer, beside, empty, merge, pack
 from driftway.kernels.tangent.outputs import Forward, Outputs, scores_of
 from driftway.kernels.tangent.rules import rule_for
 
-TOLERANCE = {torch.float64: 1e-8}  # of a rule against autograd, relative; 1e-3 in other dtypes: kernels differ with the batch size
+TESTED = 4  # rows
 SPECK = 1e-6  # a gradient this small beside the largest is rounding, such as that of the bias of keys
 
 
@@ -37,10 +38,12 @@ class Piece:
     Attributes:
         factors: of each parameter.
         scores: (n, k); with "full" the samples of `factors` are n k, else n.
+        odd: parameters whose layer was not called as its rule expects.
     """
 
     factors: Mapping[str, list[Factor]]
     scores: Float[Tensor, "n k"]
+    odd: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Capture:
         parameters: in scope, by name.
         forward: (model, batch) -> (n,) or (n, outputs).
         outputs: which outputs, and how they combine.
-        dtype: to compute in.
+        dtype: to compute in. Factors have it too, but float32 for narrower ones.
         slow: names that are differentiated sample by sample.
     """
 
@@ -68,89 +71,117 @@ class Capture:
         """Whether outputs are samples of their own."""
         return isinstance(self.outputs, str) and self.outputs == "full"
 
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of factors."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     def fast(self, batch: Batch) -> Piece:
         """Factors of all layers with rules, from one pass. The samples are n k."""
-        record = _Record(rows(batch))
-        scored = _Scored(self.model, self.forward, self.outputs)
-        with torch.enable_grad(), _layers_called(), _hooked(self._layers(), record):
-            scores = functional_call(scored, self._tensors(), (batch,))
+        record, names = _Record(rows(batch)), {id(p): name for name, p in self.parameters.items() if name not in self.slow}
+        layers = [m for m in self.model.modules() if rule_for(m) and any(id(p) in names for p in m.parameters(recurse=False))]
+        with _recording(), _hooked(layers, record):
+            scores = self._scores(batch, {})
             k = scores.shape[1]
-            for c in range(k if record.leaves else 0):
+            for c in range(k if record.leaves and scores.requires_grad else 0):
                 record.output = c
                 torch.autograd.grad(scores[:, c].sum(), record.leaves, retain_graph=c + 1 < k, allow_unused=True)
         found: defaultdict[str, list[Factor]] = defaultdict(list)
+        odd = {names[id(p)] for layer in record.odd for p in layer.parameters(recurse=False) if id(p) in names}
         for use in record.uses:
-            if use.b:
-                for name, factor in self._by_rule(use, k).items():
-                    found[name].append(factor)
-        merged, shared = {name: merge(factors) for name, factors in found.items()}, {}
-        if k == 1 or self.full:  # a trace lays the outputs of a sample side by side, which needs equal positions
-            merged = {name: [pack(f, shared) if isinstance(f, Outer) else f for f in factors] for name, factors in merged.items()}
-        return Piece(merged, scores.detach())
+            try:
+                by_name = _by_rule(use, k, names, self.wide) if use.b else {}
+            except (RuntimeError, IndexError, TypeError, ValueError):  # a layer that is not what its class says
+                odd |= {names[id(p)] for p in use.module.parameters(recurse=False) if id(p) in names}
+                continue
+            for name, factor in by_name.items():
+                found[name].append(factor)
+        shared: dict[tuple[Any, ...], Tensor] = {}
+        packed = k == 1 or self.full  # a trace lays the outputs of a sample side by side, which needs equal positions
+        factors: dict[str, list[Factor]] = {}
+        for name in names.values():
+            if name in found:
+                factors[name] = [pack(f, shared) if packed and isinstance(f, Outer) else f for f in merge(found[name])]
+            else:  # not called, or without influence on the scores
+                factors[name] = [empty(_matrix(self.parameters[name].detach()[None])[0], k * len(scores), self.wide)]
+        return Piece(factors, scores.detach().to(self.wide), frozenset(odd))
 
     def alone(self, batch: Batch, names: Collection[str]) -> dict[str, Float[Tensor, "k r c"]]:
         """Gradients of one sample by autograd."""
-        tensors = self._tensors()
-        own = {name: tensors[f"model.{name}"].clone().requires_grad_() for name in names}
-        scored = _Scored(self.model, self.forward, self.outputs)
-        with torch.enable_grad():
-            scores = functional_call(scored, {**tensors, **{f"model.{name}": own[name] for name in names}}, (batch,))
+        with _recording():
+            own = {name: self._constant(self.parameters[name]).clone().requires_grad_() for name in names}
+            scores = self._scores(batch, own)
             k = scores.shape[1]
-            if not scores.requires_grad:
-                return {name: _matrix(p.detach().new_zeros(k, *p.shape)) for name, p in own.items()}
-            grads = [torch.autograd.grad(scores[0, c], list(own.values()), retain_graph=c + 1 < k, allow_unused=True,
-                                         materialize_grads=True) for c in range(k)]  # fmt: skip
-        return {name: _matrix(torch.stack([g.to_dense() for g in grad])) for name, grad in zip(own, zip(*grads, strict=True), strict=True)}
+            grads = [_gradients(scores[0, c], own, again=c + 1 < k) for c in range(k)]
+        return {name: _matrix(torch.stack([g[name] for g in grads])).to(self.wide) for name in names}
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """The model's parameters and buffers, as constants."""
-        found = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {f"model.{name}": tensor.detach().to(self.dtype if tensor.is_floating_point() else tensor.dtype)
-                for name, tensor in found.items()}  # fmt: skip
+    def summed(self, batch: Batch, v: Float[Tensor, "n k"]) -> tuple[Float[Tensor, "n k"], dict[str, Float[Tensor, "r c"]]]:
+        """Scores, and the gradients of sum_ic v_ic f_c(x_i) by autograd."""
+        with _recording():
+            own = {name: self._constant(p).clone().requires_grad_() for name, p in self.parameters.items()}
+            scores = self._scores(batch, own)
+            grads = _gradients((scores * v.to(scores)).sum(), own)
+        return scores.detach().to(self.wide), {name: _matrix(g[None])[0].to(self.wide) for name, g in grads.items()}
 
-    def _layers(self) -> list[nn.Module]:
-        names = self._names()
-        return [module for module in self.model.modules()
-                if rule_for(module) and any(id(parameter) in names for parameter in module.parameters(recurse=False))]  # fmt: skip
+    def _scores(self, batch: Batch, own: Mapping[str, Tensor]) -> Float[Tensor, "n k"]:
+        """The model's scores with constants for its tensors, but for those in `own`, which go to every place of a tied parameter."""
+        mine = {id(self.parameters[name]): tensor for name, tensor in own.items()}
+        tensors = {slot: mine.get(id(held), constant) for slot, (held, constant) in self._slots.items()}
+        return functional_call(_Scored(self.model, self.forward, self.outputs), tensors, (batch,), tie_weights=False)
 
-    def _names(self) -> dict[int, str]:
-        return {id(parameter): name for name, parameter in self.parameters.items() if name not in self.slow}
+    @cached_property
+    def _slots(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Every place of a parameter or buffer, once: what it holds, and that as a constant of our dtype."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        made: dict[int, Tensor] = {}
+        for prefix, module in self.model.named_modules(prefix="model"):
+            held = (*module.named_parameters(recurse=False, remove_duplicate=False),
+                    *module.named_buffers(recurse=False, remove_duplicate=False))  # fmt: skip
+            for local, tensor in held:
+                found[f"{prefix}.{local}"] = tensor, made.setdefault(id(tensor), self._constant(tensor))
+        return found
 
-    def _by_rule(self, use: "_Use", k: int) -> dict[str, Factor]:
-        """The factors of one use of a layer, by the names of its parameters in scope."""
-        rule, names = rule_for(use.module), self._names()
-        zero, x = torch.zeros_like(next(iter(use.b.values()))), use.x
-        b = torch.stack([use.b.get(c, zero) for c in range(k)], 1).flatten(0, 1)
-        x = x.repeat_interleave(k, 0) if k > 1 else x
-        x, b = (a.float() if a.dtype in (torch.float16, torch.bfloat16) else a for a in (x, b))
-        own = {local: names[id(p)] for local, p in use.module.named_parameters(recurse=False, remove_duplicate=False) if id(p) in names}
-        return {own[local]: factor for local, factor in rule(use.module, x, b).items() if local in own} if rule else {}
+    def _constant(self, tensor: Tensor) -> Tensor:
+        constant = tensor.detach().to(self.dtype if tensor.is_floating_point() else tensor.dtype)
+        return constant.clone() if constant.is_inference() else constant
 
 
 def capture(how: Capture, batch: Batch, piece: Piece | None = None) -> Piece:
     """The gradients of a batch: by rules, as `how.fast` found them, and sample by sample where a rule is missing or fails."""
     n, k = (piece := piece or how.fast(batch)).scores.shape
-    found = {name: factors for name, factors in piece.factors.items() if name not in how.slow}
-    if how.slow:
-        each = [how.alone(take(batch, slice(i, i + 1)), how.slow) for i in range(n)]
-        found |= {name: [Direct(torch.cat([own[name] for own in each]))] for name in how.slow}
+    slow = how.slow | piece.odd
+    found = {name: factors for name, factors in piece.factors.items() if name not in slow}
+    if slow:
+        each = [how.alone(take(batch, [i]), slow) for i in range(n)]
+        found |= {name: [Direct(torch.cat([own[name] for own in each]))] for name in slow}
     together = 1 if how.full else k
     return Piece({name: [beside(factor, together) for factor in found[name]] for name in how.parameters}, piece.scores)
 
 
 def tested(how: Capture, batch: Batch) -> tuple[Capture, Piece]:
-    """The plan with its slow parameters known, and what `how.fast` found: names without a rule, or whose rule disagrees with autograd."""
+    """The plan with its slow parameters known, and what `how.fast` found for the batch.
+
+    Raises:
+        InputError: if the score of a row depends on chance, or on the other rows.
+    """
     piece = how.fast(batch)
     n, k = piece.scores.shape
-    failing = set(how.parameters) - set(piece.factors)
-    for i in {0, n - 1}:
-        single = how.alone(take(batch, slice(i, i + 1)), how.parameters)
-        largest = max(float(g.norm()) for g in single.values())
-        for name in set(how.parameters) - failing:
-            found = torch.cat([whole([f.pick(j) for f in piece.factors[name]]) for j in range(i * k, i * k + k)])
-            off, size = float((found - single[name]).norm()), float(single[name].norm())
-            if not off <= TOLERANCE.get(how.dtype, 1e-3) * size + SPECK * largest:
-                failing.add(name)
+    some = sorted({i * (n - 1) // (TESTED - 1) for i in range(TESTED)})
+    v = torch.zeros_like(piece.scores)
+    v[some] = torch.arange(1.0, 1 + len(some) * k, dtype=v.dtype, device=v.device).cos().view(-1, k)
+    scores, summed = how.summed(take(batch, some), v[some])
+    tolerance = torch.finfo(how.dtype).eps ** 0.5
+    off = float((scores - piece.scores[some]).abs().max())
+    require(off <= tolerance * (1e-3 + float(scores.abs().max())), "model", expected="scores that depend on nothing but their row",
+            got=f"scores that change by {off:.2g} when some rows are taken alone",
+            cure="call model.eval(), and take out what mixes rows or draws random numbers")  # fmt: skip
+    largest = max(float(g.norm()) for g in summed.values())
+    unruled = {id(p) for module in how.model.modules() if not rule_for(module) for p in module.parameters(recurse=False)}
+    failing = {name for name, p in how.parameters.items() if id(p) in unruled}
+    for name in set(how.parameters) - failing:
+        found = torch.stack([factor.combine(v.flatten()) for factor in piece.factors[name]]).sum(0)
+        if not float((found - summed[name]).norm()) <= tolerance * float(summed[name].norm()) + SPECK * largest:
+            failing.add(name)
     return replace(how, slow=frozenset(failing)), piece
 
 
@@ -181,14 +212,21 @@ class _Record:
         self.n, self.output = n, 0
         self.uses: list[_Use] = []
         self.leaves: list[Tensor] = []
+        self.odd: list[nn.Module] = []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Tensor | None:
+        if not torch.is_grad_enabled():
+            return None  # nothing in this call has a gradient
         x = next((entry for entry in (*args, *kwargs.values()) if isinstance(entry, Tensor)), None)
-        if x is None or not isinstance(y, Tensor) or y.ndim == 0 or len(x) != len(y) or len(y) not in (1, self.n):
-            return None  # not what its class says: the test will find the parameter without factors
+        if x is None or not isinstance(y, Tensor) or min(x.ndim, y.ndim) < 2 - isinstance(module, nn.Embedding) or len(x) != len(y):
+            self.odd.append(module)
+            return None
         x = x.detach()
-        if len(y) < self.n:  # one row for all samples, such as positions: its gradient would be the sum over samples
+        if len(y) == 1 < self.n and isinstance(module, nn.Embedding):  # positions: the gradient would be the sum over samples
             x, y = (a.expand(self.n, *a.shape[1:]) for a in (x, y))
+        if len(y) != self.n:
+            self.odd.append(module)
+            return None
         if not y.requires_grad:  # the graph begins here; the clone may be changed in place, the leaf may not
             leaf = y.detach().requires_grad_()
             self.leaves.append(leaf)
@@ -202,6 +240,17 @@ class _Record:
         use.b[self.output] = grad.detach()
 
 
+def _by_rule(use: _Use, k: int, names: Mapping[int, str], dtype: torch.dtype) -> dict[str, Factor]:
+    """The factors of one use of a layer, by the names of its parameters in scope."""
+    rule, x, zero = rule_for(use.module), use.x, torch.zeros_like(next(iter(use.b.values())))
+    assert rule  # noqa: S101 (for the type checker: layers without rules have no hooks)
+    b = torch.stack([use.b.get(c, zero) for c in range(k)], 1).flatten(0, 1) if k > 1 else use.b[0]
+    x = x.repeat_interleave(k, 0) if k > 1 else x
+    own = {local: names[id(p)] for local, p in use.module.named_parameters(recurse=False, remove_duplicate=False) if id(p) in names}
+    found = rule(use.module, x.to(dtype) if x.is_floating_point() else x, b.to(dtype))
+    return {own[local]: factor for local, factor in found.items() if local in own}
+
+
 @contextmanager
 def _hooked(layers: Iterable[nn.Module], record: _Record) -> Iterator[None]:
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
@@ -213,14 +262,22 @@ def _hooked(layers: Iterable[nn.Module], record: _Record) -> Iterator[None]:
 
 
 @contextmanager
-def _layers_called() -> Iterator[None]:
-    """Transformer layers of torch call their parts, where otherwise a fused kernel without gradients runs."""
+def _recording() -> Iterator[None]:
+    """Gradients on; and transformer layers of torch call their parts, in place of a fused kernel that has none."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _gradients(score: Float[Tensor, ""], own: Mapping[str, Tensor], *, again: bool = False) -> dict[str, Tensor]:
+    if not score.requires_grad:
+        return {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    found = torch.autograd.grad(score, list(own.values()), retain_graph=again, allow_unused=True, materialize_grads=True)
+    return {name: g.to_dense() for name, g in zip(own, found, strict=True)}
 
 
 def _matrix(g: Float[Tensor, "k *shape"]) -> Float[Tensor, "k r c"]:

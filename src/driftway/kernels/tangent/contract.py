@@ -12,16 +12,16 @@ Three ways, the cheapest for each parameter:
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
+from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from driftway.kernels.tangent.factors import Factor, Outer, Packed, Rows, Spec, padded, samples_of
 
-TILE, DEPTH = 64, 3072  # of one matrix product, measured on two processors: few entries above the diagonal, operands in cache
-CHUNK = 2**26  # bytes of gradients to form at a time; more only where factors are read from files each time
 Part = TypeVar("Part")
 Load = Callable[[], Iterator[list[Factor]]]
 
@@ -34,7 +34,6 @@ class Side:
         n: number of samples.
         specs: of the factors.
         load: the factors, piece by piece; called as often as needed.
-        spilled: whether they are read from files.
         dtype: of the factors.
         device: where they are.
     """
@@ -42,12 +41,11 @@ class Side:
     n: int
     specs: Set[Spec]
     load: Load
-    spilled: bool
     dtype: torch.dtype
     device: torch.device
 
 
-def add_inner(K: Float[Tensor, "n m"], x: Side, y: Side | None, *, memory: float | int, share: tuple[int, int] = (0, 1),
+def add_inner(K: Float[Tensor, "n m"], x: Side, y: Side | None, *, room: Tensor, share: tuple[int, int] = (0, 1),
               change: tuple[Callable[[Tensor], Tensor], ...] = ()) -> None:  # fmt: skip
     """Add one parameter's inner products to K; without y those of x with itself, to the lower triangle.
 
@@ -55,7 +53,8 @@ def add_inner(K: Float[Tensor, "n m"], x: Side, y: Side | None, *, memory: float
         K: float64.
         x: of the rows of K.
         y: of the columns.
-        memory: bytes for what is formed.
+        room: to form gradients in, of any shape, and of the factors' dtype. It is used again and again: fresh memory costs as much time
+            as the gradients that are written to it.
         share: (r, R), to do each R-th part of the work, from the r-th: what one of R processes does.
         change: of the gradients of x and of y, entry by entry.
     """
@@ -64,14 +63,15 @@ def add_inner(K: Float[Tensor, "n m"], x: Side, y: Side | None, *, memory: float
     if kinds == {"rows"}:
         _by_table(K, x, other, share, change)
     elif kinds <= {"outer", "packed"} and not change and _identity_is_cheaper(specs, x.n, other.n):
-        _by_identity(K, x, y, memory, share)
+        _by_identity(K, x, y, room.numel(), share)
     else:
-        _by_forming(K, x, y, specs, memory, share, change)
+        _by_forming(K, x, y, specs, room, share, change)
 
 
-def formed(side: Side, rows: slice, c: int) -> Float[Tensor, "n d"]:
-    """Some rows of the gradients, for all samples."""
-    out = torch.empty(side.n, rows.stop - rows.start, c, dtype=side.dtype, device=side.device)
+def formed(side: Side, rows: slice, c: int, room: Tensor) -> Float[Tensor, "n d"]:
+    """Some rows of the gradients, for all samples, written into `room`."""
+    shape = (side.n, rows.stop - rows.start, c)
+    out = room.flatten()[: prod(shape)].view(shape)
     for start, factors in _placed(side):
         own = out[start : start + samples_of(factors[0])]
         for number, factor in enumerate(factors):
@@ -80,39 +80,41 @@ def formed(side: Side, rows: slice, c: int) -> Float[Tensor, "n d"]:
 
 
 def chunks(specs: Set[Spec], rows: int) -> Iterator[slice]:
-    """The rows of a gradient in parts of at most `rows` (one at least): whole groups, or some rows of one group."""
+    """The rows of a gradient in parts of at most `rows`: whole groups, or some rows of one group."""
     r, q = next(iter(specs)).r, min(known.q for known in specs)
-    step = max(1, rows // q * q if rows >= q else rows)
-    for start in range(0, r, max(step, q)):
-        stop = min(start + max(step, q), r)
-        yield from (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+    if rows >= q:
+        yield from _even(0, r, rows // q * q, unit=q)
+        return
+    for group in range(0, r, q):
+        yield from _even(group, group + q, rows)
 
 
-def chunk_rows(n: int, c: int, side: Side, memory: float | int) -> int:
-    """How many rows of the gradients of n samples to form at a time."""
-    size = memory / 2 if side.spilled else min(CHUNK, memory / 2)
-    return int(size / (n * c * side.dtype.itemsize))
+def _even(start: int, stop: int, most: int, *, unit: int = 1) -> Iterator[slice]:
+    """A range in parts of at most `most`, whole units and as equal as can be."""
+    units, parts = (stop - start) // unit, -(-(stop - start) // most)
+    ends = [start + units * number // parts * unit for number in range(parts + 1)]
+    yield from map(slice, ends[:-1], ends[1:])
 
 
-def _by_forming(K: Tensor, x: Side, y: Side | None, specs: Set[Spec], memory: float | int, share: tuple[int, int],
+def _by_forming(K: Tensor, x: Side, y: Side | None, specs: Set[Spec], room: Tensor, share: tuple[int, int],
                 change: tuple[Callable[[Tensor], Tensor], ...]) -> None:  # fmt: skip
-    c = next(iter(specs)).c
-    for rows in _own(share, chunks(specs, chunk_rows(x.n + (y.n if y else 0), c, x, memory))):
-        G = formed(x, rows, c)
-        H = formed(y, rows, c) if y else G
+    c, room = next(iter(specs)).c, room.flatten()
+    first = room.numel() * x.n // (x.n + y.n) if y else room.numel()
+    for rows in _own(share, chunks(specs, first // (x.n * c))):
+        G = formed(x, rows, c, room[:first])
+        H = formed(y, rows, c, room[first:]) if y else G
         if change:
             G, H = change[0](G), change[1](H)
-        K += _products(G, H, lower=y is None)
+        K += G @ H.mT if y else _lower(G)
 
 
-def _products(G: Float[Tensor, "n d"], H: Float[Tensor, "m d"], *, lower: bool) -> Float[Tensor, "n m"]:
-    """G H^T, with what stands above the blocks on the diagonal left out if `lower`."""
-    out = G.new_zeros(len(G), len(H))
-    for g, h in zip(G.split(DEPTH, 1), H.split(DEPTH, 1), strict=True):
-        for j in range(0, len(H), TILE):
-            top = j if lower else 0
-            out[top:, j : j + TILE].addmm_(g[top:], h[j : j + TILE].mT)
-    return out
+def _lower(G: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """G G^T; on the CPU its lower triangle alone, by BLAS, whose threads follow OMP_NUM_THREADS."""
+    if G.device.type != "cpu":
+        return G @ G.mT
+    columns = G.numpy().T  # in Fortran's order, so that nothing is copied; and what is upper there is lower here
+    (syrk,) = get_blas_funcs(["syrk"], (columns,))
+    return torch.from_numpy(syrk(1.0, columns, trans=1, lower=0).T)
 
 
 def _identity_is_cheaper(specs: Set[Spec], n: int, m: int) -> bool:
@@ -120,9 +122,9 @@ def _identity_is_cheaper(specs: Set[Spec], n: int, m: int) -> bool:
     return n * m * T * T * (p + q) < n * m * p * q + (n + m) * T * p * q
 
 
-def _by_identity(K: Tensor, x: Side, y: Side | None, memory: float | int, share: tuple[int, int]) -> None:
+def _by_identity(K: Tensor, x: Side, y: Side | None, numbers: int, share: tuple[int, int]) -> None:
     T = max(1, *(known.T for known in x.specs | (y.specs if y else set())))
-    step = max(1, int((memory / (8 * x.dtype.itemsize)) ** 0.5 / T))  # rows of which all pairs of positions fit
+    step = max(1, int((numbers / 2) ** 0.5 / T))  # samples of which all pairs of positions fit, twice
     pairs = ((a, b) for a in _outers(x, step) for b in _outers(y or x, step) if y is not None or b[0] <= a[0])
     for (i, a), (j, b) in _own(share, pairs):
         for g in range(a.left.shape[1]):

@@ -44,10 +44,6 @@ class Direct:
         else:
             out.copy_(self.g[:, rows])
 
-    def pick(self, i: int) -> "Direct":
-        """One sample alone."""
-        return Direct(self.g[i : i + 1])
-
     def dot(self, w: Float[Tensor, "r c"]) -> Float[Tensor, " n"]:
         """<g_i, w> for every sample."""
         return self.g.flatten(1) @ w.flatten()
@@ -81,11 +77,10 @@ class Outer:
         inside = slice(rows.start % q, rows.start % q + min(q, rows.stop - rows.start))
         left, right = self.left[:, groups, :, inside].flatten(0, 1), self.right[:, groups].flatten(0, 1)
         into = out.view(len(left), -1, p)
-        torch.baddbmm(into, left.mT, right, beta=1 if add else 0, out=into)
-
-    def pick(self, i: int) -> "Outer":
-        """One sample alone."""
-        return Outer(self.left[i : i + 1], self.right[i : i + 1])
+        if add:
+            into.baddbmm_(left.mT, right)
+        else:
+            torch.bmm(left.mT, right, out=into)
 
     def dot(self, w: Float[Tensor, "r c"]) -> Float[Tensor, " n"]:
         """<g_i, w> = sum_s left_s . W right_s for every sample."""
@@ -121,13 +116,10 @@ class Packed:
     def form(self, rows: slice, out: Float[Tensor, "n rows c"], *, add: bool) -> None:
         """Write rows of the gradients to `out`, or add them to it."""
         for into, left, right in zip(out, self.left[:, rows].split(self.sizes), self.right.split(self.sizes), strict=True):
-            torch.addmm(into, left.mT, right, beta=1 if add else 0, out=into)
-
-    def pick(self, i: int) -> "Packed":
-        """One sample alone."""
-        start = sum(self.sizes[:i])
-        own = slice(start, start + self.sizes[i])
-        return Packed(self.left[own], self.right[own], self.sizes[i : i + 1])
+            if add:
+                into.addmm_(left.mT, right)
+            else:
+                torch.mm(left.mT, right, out=into)
 
     def samples(self) -> Int[Tensor, " t"]:
         """The sample of each position."""
@@ -173,11 +165,6 @@ class Rows:
             out.zero_()
         here = (self.index >= rows.start) & (self.index < rows.stop)
         out[self.sample[here], self.index[here] - rows.start] += self.values[here]
-
-    def pick(self, i: int) -> "Rows":
-        """One sample alone."""
-        own = self.sample == i
-        return Rows(self.sample[own] - i, self.index[own], self.values[own], 1, self.r)
 
     def dot(self, w: Float[Tensor, "r c"]) -> Float[Tensor, " n"]:
         """<g_i, w> for every sample."""
@@ -237,6 +224,12 @@ def pack(factor: Outer, shared: dict[tuple[Any, ...], Tensor]) -> Outer | Packed
     return Packed(factor.left[:, 0][used], right, tuple(used.sum(1).tolist()))
 
 
+def empty(like: Float[Tensor, "r c"], n: int, dtype: torch.dtype) -> Packed:
+    """Gradients that are zero for all samples."""
+    r, c = like.shape
+    return Packed(like.new_empty(0, r, dtype=dtype), like.new_empty(0, c, dtype=dtype), (0,) * n)
+
+
 def padded(factor: Packed) -> Outer:
     """With empty positions again, as many as make the samples alike."""
     sides = (pad_sequence(list(side.split(factor.sizes)), batch_first=True)[:, None] for side in (factor.left, factor.right))
@@ -254,9 +247,11 @@ def merge(factors: Sequence[Factor]) -> list[Factor]:
     """All uses of one parameter: positions side by side, tables and gradients summed. At most an Outer and a Rows, or a Direct."""
     outers, tables = [f for f in factors if isinstance(f, Outer)], [f for f in factors if isinstance(f, Rows)]
     direct = [f for f in factors if isinstance(f, Direct)]
-    if direct and len(factors) > 1:
+    if len(factors) == 1:
+        return list(factors)
+    if direct:
         return [Direct(whole(factors))]
-    merged: list[Factor] = [*direct]
+    merged: list[Factor] = []
     if outers:
         merged.append(Outer(*(torch.cat(side, 2) for side in zip(*((f.left, f.right) for f in outers), strict=True))))
     if tables:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from driftway.checks import choice, count, require
 from driftway.kernels.base import require_memory
-from driftway.kernels.tangent.contract import Side, add_inner, chunk_rows, chunks, formed
+from driftway.kernels.tangent.contract import Side, add_inner, chunks, formed
 from driftway.kernels.tangent.factors import samples_of
 from driftway.kernels.tangent.spool import Spool
 from driftway.linalg import SymmetricOperator
@@ -27,6 +27,7 @@ from driftway.store import read_tensors, write_tensors
 
 CHANGES: Mapping[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "none": (), "both": (torch.sign, torch.sign), "left": (torch.sign, lambda g: g)}  # fmt: skip
+ROOM = 2**26  # bytes of gradients that are formed at a time; more only where factors are read from files each time
 PAUSE = 30.0  # seconds between two saves of an unfinished Gram matrix
 LESS = 'use operator() or project() of tangent_features, pass fewer rows, or a contrast of outputs in place of "full"'
 
@@ -55,6 +56,7 @@ class TangentFeatures:
         scores: (n, k) the outputs.
         full: whether outputs have rows of their own.
         slow: parameters that were differentiated sample by sample: no rule knows their layers.
+        dtype: of the factors.
         spool: the factors of this process.
         group: the processes; each holds some batches.
         memory: bytes that the work may take.
@@ -65,6 +67,7 @@ class TangentFeatures:
     scores: Float[Tensor, "n k"]
     full: bool
     slow: frozenset[str]
+    dtype: torch.dtype
     spool: Spool
     group: Group
     memory: float
@@ -109,8 +112,8 @@ class TangentFeatures:
             InputError: if it does not fit into memory.
         """
         width = sum(shape.numel() for shape in self.shapes.values()) * (1 if self.full else self.scores.shape[1])
-        require_memory("features", 2 * self.size * width * self.scores.dtype.itemsize, LESS, device=self.scores.device)
-        return torch.cat([G for name in self.shapes for _, G in self._formed(name)], 1)
+        require_memory("features", 2 * self.size * width * self.dtype.itemsize, LESS, device=self.scores.device)
+        return torch.cat([G.clone() for name in self.shapes for _, G in self._formed(name)], 1)
 
     def operator(self) -> SymmetricOperator:
         """v -> J (J^T v). A product costs a pass over the factors; nothing of the size N N or N P is formed."""
@@ -127,7 +130,7 @@ class TangentFeatures:
             InputError: if dim is not a whole number of at least 1.
         """
         dim, device = count("dim", dim), self.scores.device
-        sketch = torch.zeros(dim, self.size, dtype=self.scores.dtype, device=device)
+        sketch = torch.zeros(dim, self.size, dtype=self.dtype, device=device)
         for name in self.shapes:
             width = self._width(self.side(name))
             place = torch.randint(dim, (width,), generator=generator).to(device)
@@ -138,14 +141,20 @@ class TangentFeatures:
 
     def side(self, name: str) -> Side:
         """The factors of one parameter, of all processes."""
-        return self.spool.side(name, self.size, self.group, dtype=self.scores.dtype, device=self.scores.device)
+        return self.spool.side(name, self.size, self.group, dtype=self.dtype, device=self.scores.device)
+
+    def room(self, samples: int) -> Tensor:
+        """Memory to form gradients of so many samples in, a row of them at least."""
+        size = self.memory / 4 if self.spool.spilled else min(ROOM, self.memory / 4)
+        widest = max(known.c for specs in self.spool.specs.values() for known in specs)
+        return torch.empty(max(int(size / self.dtype.itemsize), samples * widest), dtype=self.dtype, device=self.scores.device)
 
     def _formed(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Columns of J that belong to one parameter, some at a time, with their place among them."""
         side = self.side(name)
-        c = next(iter(side.specs)).c
-        for rows in chunks(side.specs, chunk_rows(self.size, c, side, self.memory)):
-            yield slice(rows.start * c, rows.stop * c), formed(side, rows, c)
+        c, room = next(iter(side.specs)).c, self.room(self.size)
+        for rows in chunks(side.specs, room.numel() // (self.size * c)):
+            yield slice(rows.start * c, rows.stop * c), formed(side, rows, c, room)
 
     @staticmethod
     def _width(side: Side) -> int:
@@ -185,15 +194,22 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
         config, tensors = read_tensors("cache", path)
         if config.get("key") == key:
             K, done = tensors["K"].to(device), int(config["done"])
-    saved, names = monotonic(), tuple(x.shapes)
+    if len(set(x.group.gather(done))) > 1:  # processes that were stopped at different places begin together
+        K, done = torch.zeros_like(K), 0
+    saved, names, room = monotonic(), tuple(x.shapes), x.room(x.size + (y.size if y else 0))
     for number in range(done, len(names)):
-        add_inner(K, x.side(names[number]), y.side(names[number]) if y else None, memory=x.memory, share=(x.group.rank, x.group.size),
-                  change=CHANGES[sign])  # fmt: skip
+        own, its = x.side(names[number]), y.side(names[number]) if y else None
+        with torch.autocast(device.type, enabled=False):
+            add_inner(K, own, its, room=room, share=(x.group.rank, x.group.size), change=CHANGES[sign])
         if path and (number + 1 == len(names) or monotonic() - saved > PAUSE):
             write_tensors(path, {"K": K}, {"key": key, "done": number + 1})
             saved = monotonic()
     K = x.group.total(K)
-    return K if y else K.tril_().add_(K.tril(-1).mT)
+    K = K if y else K.tril_().add_(K.tril(-1).mT)
+    bad = (~torch.isfinite(K)).any(1).nonzero().flatten().tolist()
+    require(not bad, "forward", expected="finite gradients", got=f"NaN or infinite ones in {len(bad)} rows, the first of them {bad[:1]}",
+            cure="look for a root of zero or an overflow, or compute with dtype=torch.float64")  # fmt: skip
+    return K
 
 
 def _each(side: Side) -> Iterator:

@@ -21,11 +21,8 @@ Outputs = str | int | tuple[int, int] | Tensor
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """Call a model on a batch, without labels; its logits if it has such."""
-    if not isinstance(batch, Mapping):
-        out = model(batch)
-    else:
-        out = model(**{name: entry for name, entry in batch.items() if name not in ("labels", "label")})
+    """What a model returns for a batch; its logits if it has such."""
+    out = model(**batch) if isinstance(batch, Mapping) else model(batch)
     return getattr(out, "logits", out)
 
 
@@ -38,6 +35,7 @@ def scores_of(out: Any, outputs: Outputs, n: int) -> Float[Tensor, "n k"]:
     cure = "pass forward=lambda model, batch: ... that returns one row of scores for each example, e.g. model(**batch).logits[:, 1]"
     if not isinstance(out, Tensor):
         raise InputError("forward", expected="a tensor of scores from the model", got=type(out).__name__, cure=cure)
+    out = out[None] if out.ndim == 0 and n == 1 else out  # .squeeze() of a single row
     require(out.ndim in (1, 2) and len(out) == n, "forward", expected=f"scores of shape ({n},) or ({n}, outputs) for {n} rows",
             got=f"shape {tuple(out.shape)}", cure=cure)  # fmt: skip
     require(bool(torch.isfinite(out.detach()).all()), "forward", expected="finite scores", got="NaN or infinite ones",

@@ -26,6 +26,7 @@ from driftway.checks import InputError, require
 PARTS = ("lora", "norm", "embedding", "attention", "head", "mlp", "other")
 Scope = str | Sequence[str]
 
+_NORM = re.compile(r"Norm(\dd)?$")
 _EMBEDDING = re.compile(r"embed|^wte$|^wpe$|^(cls|pos|mask)_token$")
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 _HEAD = re.compile(r"^(\w*head|\w*classifier|score|scorer|pooler|readout|qa_outputs|cls|fc|out_proj|output_layer)$")
@@ -34,10 +35,10 @@ _MLP = re.compile(r"^(mlp|ffn|ff|feed_?forward|fc\d|lin(ear)?\d|\d+)$")
 
 def part(owner: nn.Module, name: str) -> str:
     """The part of a network that the parameter `name` of the module `owner` belongs to."""
-    path = name.split(".")
+    path = name.removeprefix("module.").removeprefix("base_model.model.").split(".")  # as data parallel and PEFT models have it
     if any("lora_" in step for step in path):
         return "lora"
-    if "Norm" in type(owner).__name__ or "norm" in path[-2:-1]:
+    if _NORM.search(type(owner).__name__) or "norm" in path[-2:-1]:
         return "norm"
     if isinstance(owner, nn.Embedding) or any(_EMBEDDING.search(step) for step in path):
         return "embedding"
@@ -49,7 +50,9 @@ def part(owner: nn.Module, name: str) -> str:
 
 
 def select(model: nn.Module, scope: Scope) -> dict[str, nn.Parameter]:
-    """The parameters in a scope, by name, in the model's order. A tied parameter is found by any of its names, and counted once.
+    """The parameters in a scope, by name, in the model's order.
+
+    A tied parameter belongs to the part of its first name, is found by a glob for any of its names, and counted once.
 
     Args:
         model: any module.
@@ -64,12 +67,12 @@ def select(model: nn.Module, scope: Scope) -> dict[str, nn.Parameter]:
     require(bool(entries) and all(isinstance(entry, str) for entry in entries), "scope", expected="a name or a list of names",
             got=repr(scope), cure='pass e.g. scope="attention"')  # fmt: skip
     chosen: set[int] = set()
+    first = {id(parameter): name for name, _, parameter in reversed(known)}
     for entry in entries:
-        found = {id(parameter) for name, owner, parameter in known if _matches(entry, name, owner, parameter)}
+        found = {id(parameter) for name, owner, parameter in known if _matches(entry, name, owner, parameter, first[id(parameter)])}
         if not found:
             raise _nothing(entry, known)
         chosen |= found
-    first = {id(parameter): name for name, _, parameter in reversed(known)}
     return {name: parameter for name, _, parameter in known if id(parameter) in chosen and first[id(parameter)] == name}
 
 
@@ -80,10 +83,10 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter
             yield f"{prefix}.{name}".lstrip("."), module, parameter
 
 
-def _matches(entry: str, name: str, owner: nn.Module, parameter: nn.Parameter) -> bool:
+def _matches(entry: str, name: str, owner: nn.Module, parameter: nn.Parameter, first: str) -> bool:
     if entry == "trainable":
         return parameter.requires_grad
-    return entry in ("all", name) or part(owner, name) == entry or fnmatchcase(name, entry)
+    return entry in ("all", name) or (name == first and part(owner, name) == entry) or fnmatchcase(name, entry)
 
 
 def _nothing(entry: str, known: list[tuple[str, nn.Module, nn.Parameter]]) -> InputError:

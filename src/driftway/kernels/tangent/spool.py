@@ -102,7 +102,7 @@ class Spool:
             pieces = sorted((piece for _, held in found for piece in held), key=lambda piece: piece[0])
             everyone = [[moved(f, device) for f in factors] for _, factors in pieces]
             specs, load = set().union(*(known for known, _ in found)), partial(iter, everyone)
-        return Side(n, specs, load, self.spilled and group.size == 1, dtype, device)
+        return Side(n, specs, load, dtype, device)
 
     def _keep(self, stored: _Stored, number: int, scores: Tensor) -> None:
         self.spilled = True
