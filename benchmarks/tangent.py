@@ -72,7 +72,7 @@ class Protocol:
     jobs: int
 
 
-FULL = Protocol(n=256, rounds=3, exact=32, sizes=(8, 16, 32), jobs=1)
+FULL = Protocol(n=256, rounds=2, exact=32, sizes=(8, 16, 32), jobs=1)
 QUICK = Protocol(n=48, rounds=1, exact=4, sizes=(16,), jobs=2)
 SEED, WARM = 0, 2
 PRELOAD = ["benchmarks.tangent_peers", "driftway.kernels.tangent", "transformers.models.bert.modeling_bert", "nngeometry.gram"]

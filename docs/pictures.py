@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from driftway.data import PAIRS, digits
-from driftway.kernels.tangent import tangent_gram
+from driftway.kernels import tangent_gram
 from driftway.report.style import DATA, FAINT, LABELS, SAMPLES, SOURCE, styled
 from driftway.transport import Settings, fit
 from experiments import finite_width as finite

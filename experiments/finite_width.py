@@ -25,10 +25,8 @@ from torch import nn
 
 import driftway
 from driftway.data import digits
+from driftway.kernels import Convolutional, FullyConnected, tangent_gram
 from driftway.kernels.activations import activation
-from driftway.kernels.convolution import Convolutional
-from driftway.kernels.infinite import FullyConnected
-from driftway.kernels.tangent import tangent_gram
 from driftway.transport.stream import generator
 
 W_STD, B_STD, DEPTH = 1.5, 0.5, 2

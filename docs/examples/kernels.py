@@ -29,8 +29,8 @@ y = (disease - disease[train].mean()) / disease[train].std()
 fits = {}
 for depth in (1, 2, 3):
     network = kernels.FullyConnected(depth, "erf", w_std=1.0, b_std=0.3)
-    for noise in (0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
-        fits[depth, noise] = network, kernels.posterior(network.nngp(x[train]), y[train], noise=noise)
+    S = network.nngp(x[train])
+    fits |= {(depth, noise): (network, kernels.posterior(S, y[train], noise=noise)) for noise in (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)}
 (depth, noise), (network, fit) = max(fits.items(), key=lambda item: float(item[1][1].log_marginal_likelihood()))
 
 cross = network.nngp(x[held], x[train])
@@ -62,7 +62,7 @@ print(f"effective dimension at 1 % of the trace: {spectrum.effective_dimension(0
 # Scopes without common parameters add up: here the readout and everything below it.
 
 # %%
-parts = [kernels.tangent_gram(cnn, images[:400], scope=scope) for scope in ("5.*", ("0.*", "2.*"))]
+parts = [kernels.tangent_gram(cnn, images[:100], scope=scope) for scope in ("5.*", ("0.*", "2.*"))]
 
 # %% [markdown]
 # ## One law or two?
@@ -94,15 +94,15 @@ middle.loglog(used, power.amplitude * (used + power.shift) ** -power.slope, colo
 middle.set(title=f"digits: tangent kernel of a network ({decay.verdict})", xlabel="j", ylabel="eigenvalue of K/n")
 middle.legend(frameon=False)
 right.hist(in_order.null, bins=40, color="#BBBBBB", label="permutations")
-right.axvline(in_order.statistic, color="#D55E00", label="in the order of the file")
+right.axvline(in_order.statistic, color="#D55E00", label="as filed")
 right.axvline(mixed.statistic, color="#0072B2", label="shuffled")
 right.set(title="80 eights against 94: MMD² with the NTK", xlabel="MMD²", ylabel="permutations")
-right.legend(frameon=False)
+right.legend(frameon=False, loc="upper center")
 
 # %%
 assert 0.8 < inside < 0.97
 assert explained > 0.4
-torch.testing.assert_close(parts[0] + parts[1], K)
+torch.testing.assert_close(parts[0] + parts[1], K[:100, :100], rtol=1e-4, atol=1e-4)
 assert decay.verdict == "power"
 assert in_order.rejected
 assert mixed.p_value > 0.05

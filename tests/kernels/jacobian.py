@@ -56,14 +56,18 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
-def shaken(model: nn.Module, seed: int = 0, scale: float = 0.5) -> nn.Module:
-    """The model in double precision and evaluation mode, every parameter and running statistic away from its special first value."""
-    model = model.double().eval()
-    generator = torch.Generator().manual_seed(seed)
+def shaken(model: nn.Module) -> nn.Module:
+    """The model in double precision and evaluation mode, every number away from its special first value, and the same at every call."""
+    model, generator = model.double().eval(), torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=DOUBLE, generator=generator)
+
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(scale * torch.randn(p.shape, dtype=DOUBLE, generator=generator) / max(1, p.shape[-1] if p.ndim > 1 else 1) ** 0.5)
+            centre = p.mean() if p.min() == p.max() else torch.zeros(())  # the ones of norms stay about one
+            p.copy_(centre + noise(p) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.3))
         for name, b in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
-                b.add_(torch.rand(b.shape, dtype=DOUBLE, generator=generator))
+                b.add_(noise(b).square())
     return model

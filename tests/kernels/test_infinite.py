@@ -224,10 +224,10 @@ def test_one_kernel_and_one_argument_can_move_alone() -> None:
 
 
 def test_second_gradients_match_finite_differences() -> None:
-    arguments = (rows(2, 2).requires_grad_(), rows(2, 2, seed=1).requires_grad_(), *scalars(1.2, 0.3))
+    arguments = (rows(2, 1).requires_grad_(), rows(1, 1, seed=1).requires_grad_(), *scalars(1.2, 0.3))
     for part in PARTS:
         assert torch.autograd.gradgradcheck(value("relu", lambda pair, part=part: getattr(pair, part)), arguments)
-    assert torch.autograd.gradgradcheck(lambda x: FullyConnected(1, "gelu").kernels(x).nngp, rows(3, 2).requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda x: FullyConnected(1, "gelu").kernels(x).nngp, rows(2, 2).requires_grad_())
 
 
 # Finite networks.

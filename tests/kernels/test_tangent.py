@@ -330,19 +330,42 @@ def test_the_model_is_as_it_was(dtype):
 def test_the_model_is_as_it_was_after_an_error_inside_it():
     model, x, calls = tower(), draw(5, 5).float(), []
 
-    def read(model, batch):
-        out = model(batch)
-        calls.append(1)
-        if len(calls) >= stop:
-            raise Boom
-        return out
-
     before = picture(model)
-    for stop in (1, 2, 4, 5):
+
+    def failing(stop):
+        def read(model, batch):
+            out = model(batch)
+            calls.append(1)
+            if len(calls) == stop:
+                raise Boom
+            return out
+
+        return read
+
+    tangent_gram(model, x, forward=failing(-1), batch_size=2)
+    for stop in range(1, len(calls) + 1):
         calls.clear()
         with pytest.raises(Boom):
-            tangent_gram(model, x, forward=read, batch_size=2)
+            tangent_gram(model, x, forward=failing(stop), batch_size=2)
         assert picture(model) == before
+
+
+class Counting(nn.Module):
+    """Writes into a buffer at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.calls = nn.Linear(5, 2), nn.Buffer(torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.a(x)
+
+
+def test_buffers_that_the_model_writes_are_as_they_were():
+    model = Counting()
+    tangent_gram(model, draw(5, 5).float())
+    assert int(model.calls) == 0
 
 
 def test_double_precision_of_a_single_precision_model_is_that_of_its_weights():
@@ -386,13 +409,7 @@ def test_the_kernel_joins_the_algebra():
     close(one.diagonal(x), (J @ J.mT).diagonal())
 
 
-@pytest.mark.parametrize("options", [{"sign": "both"}, {"sign": "none"}])
-def test_the_diagonal_of_the_kernel_is_that_of_its_matrix(options):
-    k, x = TangentKernel(plain(), options), draw(5, 5)
-    close(k.diagonal(x), k.gram(x).diagonal())
-
-
-@pytest.mark.parametrize("options", [{"outputs": "full"}, {"sign": "left"}, {"scop": "all"}])
+@pytest.mark.parametrize("options", [{"outputs": "full"}, {"sign": "both"}, {"scop": "all"}])
 def test_options_that_make_no_kernel_are_refused(options):
     with pytest.raises(InputError, match=r"^options"):
         TangentKernel(plain(), options)(draw(5, 5))
@@ -408,7 +425,8 @@ BAD_BATCHES = {
     "pairs": ([(x5, x5)], "batches[0]: expected a tensor or a dictionary of tensors, got tuple; from a loader of (x, y) pass the x alone"),
     "texts": (["a text"], "batches[0]: expected a tensor or a dictionary of tensors, got str"),
     "array-of-texts": (np.array(["a", "b"]), "batches: expected"),
-    "lists-of-tokens": ({"input_ids": [[1, 2], [3]]}, "batches: expected tensors, got a dictionary of input_ids; tokenize with return_tensors"),
+    "lists-of-tokens": ({"input_ids": [[1, 2], [3]]},
+                        "batches: expected tensors, got a dictionary of input_ids; tokenize with return_tensors"),
     "nan": ([x5, x5 * torch.nan], "batches[1]: expected finite numbers, got 25 entries that are not; drop or fill them"),
     "uneven": ({"input": x5, "mask": x5[:3]}, "batches: expected the same number of rows in every tensor, got {'input': 5, 'mask': 3}"),
 }  # fmt: skip
@@ -434,7 +452,8 @@ BAD_OPTIONS = {
     "memory": ({"memory": 0}, "memory: expected a finite number > 0, got 0"),
     "batch-size": ({"batch_size": 0}, "batch_size: expected a whole number >= 1, got 0"),
     "dtype": ({"dtype": torch.int32}, "dtype: expected"),
-    "scope": ({"scope": "atention"}, "scope: expected a part of the network or a glob over parameter names, got 'atention', which matches none"),
+    "scope": ({"scope": "atention"},
+              "scope: expected a part of the network or a glob over parameter names, got 'atention', which matches none"),
     "no-scope": ({"scope": ()}, "scope: expected a name or a list of names, got ()"),
     "scores-3d": (scores((5, 2, 2)), "forward: expected scores of shape (5,) or (5, outputs) for 5 rows, got shape (5, 2, 2)"),
     "scores-few": (scores((4, 2)), "forward: expected scores of shape (5,) or (5, outputs) for 5 rows, got shape (4, 2)"),
@@ -493,12 +512,13 @@ class Noise(nn.Module):
         return self.b(h)
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 9])
 @pytest.mark.parametrize("kind", ["dropout", "mean", "attention", "across"])
-def test_models_that_are_random_or_mix_rows_are_refused(kind):
+def test_models_that_are_random_or_mix_rows_are_refused(kind, n):
     torch.manual_seed(0)
     model = Noise(kind).double().train(kind == "attention")
     with pytest.raises(InputError, match=r"^model"):
-        tangent_gram(model, draw(6, 5))
+        tangent_gram(model, draw(n, 5))
 
 
 @pytest.mark.parametrize(("layer", "why"), [(nn.Dropout(0.1), "Dropout in 1, which is random"),

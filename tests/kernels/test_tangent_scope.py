@@ -117,7 +117,8 @@ MODELS = {  # kind, configuration, tolerance
     "bert": ("Bert", SIZES, 1e-10), "gpt2": ("GPT2", GPT2, 1e-10), "llama": ("Llama", {**SIZES, "num_key_value_heads": 1}, 1e-6),
     "roberta": ("Roberta", {**SIZES, "max_position_embeddings": 16, "pad_token_id": 1}, 1e-10), "distilbert": ("DistilBert", DISTIL, 1e-10),
     "opt": ("OPT", OPT, 1e-10),
-}  # fmt: skip  # Llama computes its norms and softmax in single precision
+}  # fmt: skip
+# Llama computes its norms and its softmax in single precision
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def transformers():
 def build(transformers, name, attention="eager", head="ForSequenceClassification", **options):
     kind, sizes, _ = MODELS[name]
     config = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation=attention, **options)
-    return shaken(getattr(transformers, kind + head)(config), scale=0.2)
+    return shaken(getattr(transformers, kind + head)(config))
 
 
 def padded(n=4, T=6, pad=0):
@@ -225,7 +226,8 @@ def test_adapters_and_the_trained_head_are_what_is_trainable(adapted):
 
 
 def test_images_of_a_vision_transformer(transformers):
-    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, image_size=4, patch_size=2)
+    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, image_size=4,
+                                    patch_size=2)  # fmt: skip
     model, batch = shaken(transformers.ViTForImageClassification(config)), {"pixel_values": draw(3, 3, 4, 4)}
     found, K = tangent_features(model, batch), trace_gram(jacobian(model, batch))
     torch.testing.assert_close(found.gram(), K, rtol=1e-10, atol=1e-10 * float(K.abs().max()))

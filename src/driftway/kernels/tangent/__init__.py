@@ -20,7 +20,7 @@ from driftway.kernels.base import GIB, Kernel
 from driftway.kernels.tangent.batches import convert, parts
 from driftway.kernels.tangent.capture import Capture, capture, tested
 from driftway.kernels.tangent.features import CHANGES, Projection, TangentFeatures, inner
-from driftway.kernels.tangent.keys import digest, model_key
+from driftway.kernels.tangent.keys import digest
 from driftway.kernels.tangent.outputs import Forward, Outputs, checked, forward
 from driftway.kernels.tangent.scope import Scope, select
 from driftway.kernels.tangent.spool import Spool
@@ -29,8 +29,9 @@ from driftway.parallel import launched
 __all__ = ["Projection", "TangentFeatures", "TangentKernel", "tangent_features", "tangent_gram"]
 
 
+@torch.inference_mode(mode=False)
 def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", outputs: Outputs = "trace", forward: Forward = forward,
-                     dtype: torch.dtype | None = None, batch_size: int = 32, memory: float | int = 1.0,
+                     dtype: torch.dtype | None = None, batch_size: int = 32, memory: float | int = 1.0, test: str = "first",
                      cache: str | Path | None = None) -> TangentFeatures:  # fmt: skip
     """The tangent features of a data set, as the factors of a forward and a backward pass.
 
@@ -48,13 +49,15 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
         dtype: to compute in; the model's by default.
         batch_size: rows of one pass.
         memory: GiB for factors and gradients in memory, beside the passes themselves; more factors than half of it wait in files.
+        test: which batches the rules for layers are tested on: "first", or "every" for a network whose computation depends on the rows of
+            the batch, such as one that sends rows to experts.
         cache: a folder for the factors, in which an interrupted call with the same model and data goes on.
 
     Raises:
         InputError: if nothing is in scope (the error lists close names), the model is in training mode with layers that are random or mix
             samples, or inputs or outputs are not as above.
     """
-    parameters, outputs = select(model, scope), checked(outputs)
+    parameters, outputs, test = select(model, scope), checked(outputs), choice("test", test, ("first", "every"))
     _deterministic(model)
     size, room = count("batch_size", batch_size), real("memory", memory, least=0.0, strict=True) * GIB
     own = next(iter(parameters.values()))
@@ -62,17 +65,17 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
     how = Capture(model, parameters, forward, outputs, dtype or own.dtype)
     group, folder = launched(), None if cache is None else Path(cache)
     spool, keys = Spool(limit=room / 2, folder=folder), []
-    state = model_key(model, list(parameters), outputs, str(how.dtype), forward) if folder else ""
+    state = digest(model, list(parameters), outputs, how.dtype, forward) if folder else ""
     for number, part in enumerate(parts("batches", batches, size)):
         batch = convert(part, how.dtype, own.device)
         keys.append(key := digest(state, batch) if folder else "")
         mine = number % group.size == group.rank
         slow = spool.find(number, key) if mine else None
         if slow is not None:
-            how = how if number else replace(how, slow=slow)
+            how = replace(how, slow=how.slow | slow)
             continue
         piece = None
-        if number == 0:  # all processes test the rules on the first batch, and come to the same result
+        if number == 0 or (mine and test == "every"):  # all processes test the first batch, and come to the same result
             how, piece = tested(how, batch)
         if mine:
             spool.add(capture(how, batch, piece), number, key=key, slow=how.slow)
@@ -84,7 +87,7 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
 
 def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Scope = "all", outputs: Outputs = "trace",
                  sign: str = "none", forward: Forward = forward, dtype: torch.dtype | None = None, batch_size: int = 32,
-                 memory: float | int = 1.0, cache: str | Path | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
+                 memory: float | int = 1.0, test: str = "first", cache: str | Path | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
     """The Gram matrix of a network's tangent kernel on a data set, or with `other` the matrix between two, in float64.
 
     Args:
@@ -98,6 +101,7 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
         dtype: of the passes.
         batch_size: rows of one pass.
         memory: in GiB.
+        test: which batches are tested.
         cache: a folder in which an interrupted call goes on.
 
     Raises:
@@ -109,7 +113,7 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
     def features(rows: Any, name: str) -> TangentFeatures:
         own = None if folder is None else folder / name
         return tangent_features(model, rows, scope=scope, outputs=outputs, forward=forward, dtype=dtype, batch_size=batch_size,
-                                memory=memory, cache=own)  # fmt: skip
+                                memory=memory, test=test, cache=own)  # fmt: skip
 
     x = features(batches, "rows")
     y = features(other, "columns") if other is not None else x if sign == "left" else None
@@ -122,13 +126,16 @@ class TangentKernel(Kernel):
 
     Attributes:
         model: the network, in evaluation mode.
-        options: of `tangent_features`.
+        options: of `tangent_features`; outputs other than "full".
     """
 
     model: nn.Module
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        known = {"scope", "outputs", "forward", "dtype", "batch_size", "memory", "test"}
+        require(set(self.options) <= known, "options", expected=f"some of {', '.join(sorted(known))}", got=", ".join(self.options),
+                cure="name options of tangent_features")  # fmt: skip
         require(self.options.get("outputs") != "full", "options", expected="one value for each pair of inputs", got='outputs="full"',
                 cure='pass outputs="trace", or a contrast')  # fmt: skip
 

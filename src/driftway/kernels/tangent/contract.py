@@ -131,7 +131,7 @@ def _by_identity(K: Tensor, x: Side, y: Side | None, numbers: int, share: tuple[
             left = a.left[:, g].flatten(0, 1) @ b.left[:, g].flatten(0, 1).mT
             left *= a.right[:, g].flatten(0, 1) @ b.right[:, g].flatten(0, 1).mT
             n, m = len(a.left), len(b.left)
-            K[i : i + n, j : j + m] += left.view(n, -1, m, b.left.shape[2]).sum((1, 3), dtype=torch.float64)
+            K[i : i + n, j : j + m] += left.view(n, a.left.shape[2], m, b.left.shape[2]).sum((1, 3), dtype=torch.float64)
 
 
 def _outers(side: Side, step: int) -> Iterator[tuple[int, Outer]]:

@@ -12,9 +12,7 @@ smaller than its factors is kept as it is: Direct. Positions with b = 0, as padd
 As a matrix, a gradient has `shape` (r, c). `form` writes some of its r rows, for all n samples, to a buffer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -208,83 +206,15 @@ def spec(factor: Factor) -> Spec:
     return Spec("rows" if isinstance(factor, Rows) else "direct", r, c, r, 1)
 
 
-def outer(left: Float[Tensor, "n groups T q"], right: Float[Tensor, "n groups T p"]) -> Direct | Outer:
-    """Factors, or the gradients themselves where these are smaller."""
-    T, q, p = *left.shape[2:], right.shape[3]
-    return Outer(left, right) if T * (p + q) <= p * q else Direct((left.mT @ right).flatten(1, 2))
-
-
-def pack(factor: Outer, shared: dict[tuple[Any, ...], Tensor]) -> Outer | Packed:
-    """The factor without its empty positions, if a tenth are. `shared` holds inputs that several layers have in common."""
-    (n, groups, T, _), used = factor.left.shape, factor.left.ne(0).any(3)[:, 0]
-    if groups > 1 or int(used.sum()) > 0.9 * n * T:
-        return factor
-    key = (factor.right.data_ptr(), factor.right.shape, used.cpu().numpy().tobytes())
-    right = shared.setdefault(key, factor.right[:, 0][used])
-    return Packed(factor.left[:, 0][used], right, tuple(used.sum(1).tolist()))
-
-
-def empty(like: Float[Tensor, "r c"], n: int, dtype: torch.dtype) -> Packed:
-    """Gradients that are zero for all samples."""
-    r, c = like.shape
-    return Packed(like.new_empty(0, r, dtype=dtype), like.new_empty(0, c, dtype=dtype), (0,) * n)
+def samples_of(factor: Factor) -> int:
+    """Number of samples."""
+    return factor.n if isinstance(factor, Rows) else len(factor.sizes) if isinstance(factor, Packed) else len(_like(factor))
 
 
 def padded(factor: Packed) -> Outer:
     """With empty positions again, as many as make the samples alike."""
     sides = (pad_sequence(list(side.split(factor.sizes)), batch_first=True)[:, None] for side in (factor.left, factor.right))
     return Outer(*sides)
-
-
-def scatter(index: Int[Tensor, "n T"], b: Float[Tensor, "n T c"], r: int) -> Rows:
-    """Rows of a table from one gradient for each position. Positions with a negative index are dropped."""
-    n, used = len(index), index.flatten() >= 0
-    sample = torch.arange(n, device=index.device).repeat_interleave(index.shape[1])
-    return _summed(sample[used], index.flatten()[used], b.flatten(0, 1)[used], n, r)
-
-
-def merge(factors: Sequence[Factor]) -> list[Factor]:
-    """All uses of one parameter: positions side by side, tables and gradients summed. At most an Outer and a Rows, or a Direct."""
-    outers, tables = [f for f in factors if isinstance(f, Outer)], [f for f in factors if isinstance(f, Rows)]
-    direct = [f for f in factors if isinstance(f, Direct)]
-    if len(factors) == 1:
-        return list(factors)
-    if direct:
-        return [Direct(whole(factors))]
-    merged: list[Factor] = []
-    if outers:
-        merged.append(Outer(*(torch.cat(side, 2) for side in zip(*((f.left, f.right) for f in outers), strict=True))))
-    if tables:
-        sample, index, values = (torch.cat(side) for side in zip(*((f.sample, f.index, f.values) for f in tables), strict=True))
-        merged.append(_summed(sample, index, values, tables[0].n, tables[0].r))
-    return merged
-
-
-def whole(factors: Sequence[Factor]) -> Float[Tensor, "n r c"]:
-    """The gradients, formed."""
-    first = factors[0]
-    out = _like(first).new_empty(samples_of(first), *first.shape)
-    for i, f in enumerate(factors):
-        f.form(slice(0, f.shape[0]), out, add=i > 0)
-    return out
-
-
-def beside(factor: Factor, k: int) -> Factor:
-    """From n k samples, k outputs of each of n, to n samples with k gradients below each other: their inner products are a trace."""
-    if k == 1:
-        return factor
-    if isinstance(factor, Rows):
-        index = factor.sample % k * factor.r + factor.index
-        return Rows(factor.sample // k, index, factor.values, factor.n // k, k * factor.r)
-    factor = padded(factor) if isinstance(factor, Packed) else factor
-    if isinstance(factor, Outer):
-        return Outer(*(a.reshape(-1, k * a.shape[1], *a.shape[2:]) for a in (factor.left, factor.right)))
-    return Direct(factor.g.reshape(-1, k * factor.g.shape[1], factor.g.shape[2]))
-
-
-def samples_of(factor: Factor) -> int:
-    """Number of samples."""
-    return factor.n if isinstance(factor, Rows) else len(factor.sizes) if isinstance(factor, Packed) else len(_like(factor))
 
 
 def moved(factor: Factor, device: torch.device | str) -> Factor:
@@ -295,10 +225,3 @@ def moved(factor: Factor, device: torch.device | str) -> Factor:
 
 def _like(factor: Factor) -> Tensor:
     return factor.g if isinstance(factor, Direct) else factor.values if isinstance(factor, Rows) else factor.left
-
-
-def _summed(sample: Int[Tensor, " u"], index: Int[Tensor, " u"], values: Float[Tensor, "u c"], n: int, r: int) -> Rows:
-    """Entries of equal sample and index become one."""
-    place, where = (sample * r + index).unique(return_inverse=True)
-    total = values.new_zeros(len(place), values.shape[1]).index_add_(0, where, values)
-    return Rows(place // r, place % r, total, n, r)

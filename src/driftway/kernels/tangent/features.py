@@ -146,7 +146,7 @@ class TangentFeatures:
     def room(self, samples: int) -> Tensor:
         """Memory to form gradients of so many samples in, a row of them at least."""
         size = self.memory / 4 if self.spool.spilled else min(ROOM, self.memory / 4)
-        widest = max(known.c for specs in self.spool.specs.values() for known in specs)
+        widest = max(shape[1:].numel() for shape in self.shapes.values())
         return torch.empty(max(int(size / self.dtype.itemsize), samples * widest), dtype=self.dtype, device=self.scores.device)
 
     def _formed(self, name: str) -> Iterator[tuple[slice, Tensor]]:

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from driftway.kernels.tangent.factors import Direct, Factor, outer, scatter
+from driftway.kernels.tangent.assemble import outer, scatter
+from driftway.kernels.tangent.factors import Direct, Outer, Rows
 
-Rule = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Factor]]
+Made = Direct | Outer | Rows
+Rule = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Made]]
 
 
 def rule_for(module: nn.Module) -> Rule | None:
@@ -30,18 +32,18 @@ def rule_for(module: nn.Module) -> Rule | None:
     return _swapped_linear if name == "Conv1D" and not isinstance(module, nn.Conv1d) else None
 
 
-def _linear(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _linear(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     left, right = _positions(b), _positions(x)
     return {"weight": outer(left[:, None], right[:, None]), "bias": Direct(left.sum(1)[..., None])}
 
 
-def _swapped_linear(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _swapped_linear(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     """GPT-2's linear layer, whose weight is (inputs, outputs)."""
     left, right = _positions(x), _positions(b)
     return {"weight": outer(left[:, None], right[:, None]), "bias": Direct(right.sum(1)[..., None])}
 
 
-def _convolution(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _convolution(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     assert isinstance(module, nn.Conv1d | nn.Conv2d)  # noqa: S101 (for the type checker: RULES sends nothing else here)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = functional.pad(x, list(module._reversed_padding_repeated_twice), mode=mode)
@@ -54,44 +56,44 @@ def _convolution(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
     return {"weight": outer(left, right), "bias": Direct(b.flatten(2).sum(2)[..., None])}
 
 
-def _embedding(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _embedding(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     assert isinstance(module, nn.Embedding)  # noqa: S101 (for the type checker)
     index, unused = x.reshape(len(x), -1), module.padding_idx
     index = index if unused is None else index.where(index != unused, -1)
     return {"weight": scatter(index, _positions(b), module.num_embeddings)}
 
 
-def _layer_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _layer_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     shape, eps = list(module.normalized_shape), float(module.eps)  # type: ignore[arg-type]
     return _last_axes(functional.layer_norm(x, shape, eps=eps), b, len(shape))
 
 
-def _torch_rms_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _torch_rms_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     shape = list(module.normalized_shape)  # type: ignore[arg-type]
     return _last_axes(functional.rms_norm(x, shape, eps=module.eps), b, len(shape))  # type: ignore[arg-type]
 
 
-def _rms_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _rms_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
     return _last_axes(functional.rms_norm(x, [x.shape[-1]], eps=eps), b, 1)
 
 
-def _last_axes(z: Tensor, b: Tensor, axes: int) -> dict[str, Factor]:
+def _last_axes(z: Tensor, b: Tensor, axes: int) -> dict[str, Made]:
     shape = z.shape[z.ndim - axes:]
     by_row = [a.reshape(len(z), -1, *shape).sum(1).reshape(len(z), shape[0], -1) for a in (b * z, b)]
     return {"weight": Direct(by_row[0]), "bias": Direct(by_row[1])}
 
 
-def _batch_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _batch_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     z = functional.batch_norm(x, module.running_mean, module.running_var, eps=float(module.eps))  # type: ignore[arg-type]
     return _channels(z, b)
 
 
-def _group_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Factor]:
+def _group_norm(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Made]:
     return _channels(functional.group_norm(x, int(module.num_groups), eps=float(module.eps)), b)  # type: ignore[arg-type]
 
 
-def _channels(z: Tensor, b: Tensor) -> dict[str, Factor]:
+def _channels(z: Tensor, b: Tensor) -> dict[str, Made]:
     def by_row(a: Tensor) -> Direct:
         return Direct(a.reshape(*a.shape[:2], -1).sum(2)[..., None])
 
