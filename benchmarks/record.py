@@ -24,7 +24,7 @@ import driftway
 from driftway.store import write_file
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "scipy", "POT", "torchcfm")
+PACKAGES = ("torch", "numpy", "scipy", "POT", "torchcfm", "transformers", "nngeometry")
 THREADS = 1
 Cell = str | int | float | None
 

@@ -146,3 +146,10 @@ def test_activations_by_name() -> None:
         ABReLU(0.0, 0.0)
     with pytest.raises(InputError, match="b: expected a finite number"):
         ABReLU(0.0, math.inf)
+
+
+@pytest.mark.parametrize("phi", SMOOTH, ids=str)
+def test_rounding_past_cauchy_schwarz_does_no_harm_to_large_variances(phi: Activation) -> None:
+    s = torch.tensor(1e9)
+    for one, two in zip(phi.dual(s * (1 + 3e-7), s, s), phi.dual_diagonal(s.double()), strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=1e-3, atol=0)

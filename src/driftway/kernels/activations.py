@@ -16,11 +16,11 @@ the two sides, and the derivative of k(x, x) along x. Where s11 or s22 is 0, c =
 
     T = (2/pi) atan(2 s12 / D^(1/2)),    Tdot = (4/pi) / D^(1/2)
 
-**GELU**, phi(z) = z Phi(z) (Tsuchida et al., 2020). With P = (1 + s11)(1 + s22), D = P - s12^2, q = s11 s22 and Phi = 1/2 + an odd
+**GELU**, phi(z) = z Phi(z) (Tsuchida et al., 2020). With P = (1 + s11)(1 + s22), D = P - s12^2, y = s12 / D^(1/2) and Phi = 1/2 + an odd
 function, Stein's lemma applied twice gives
 
-    T    = s12/4 + (s12 A + N / D^(1/2)) / (2 pi),    A = atan(s12 / D^(1/2)),    N = q + s12^2 (1 - q) / P
-    Tdot = 1/4 + (A + (s12 / D^(1/2)) (1 + 2 (1 - q) / P + N / D)) / (2 pi)
+    T    = s12/4 + (s12 atan y + D^(1/2) (s11 s22 + y^2) / P) / (2 pi)
+    Tdot = 1/4 + (atan y + y (3 + s11 + s22 + y^2) / P) / (2 pi)
 
 The angle of two nearly parallel rows comes from c with an error of the square root of the rounding error: so does Tdot. T does not
 suffer. Errors are relative to r_1 r_2: where ReLU rows are opposite, T and Tdot are small differences.
@@ -120,12 +120,11 @@ class GELU(Activation):
 
     def dual(self, s12: Float[Tensor, "*#s"], s11: Float[Tensor, "*#s"],
              s22: Float[Tensor, "*#s"]) -> tuple[Float[Tensor, "*#s"], Float[Tensor, "*#s"]]:  # fmt: skip
-        q, P = s11 * s22, (1 + s11) * (1 + s22)
-        inverse = (1 + s11 + s22 + _determinant(s12, s11, s22)).rsqrt()
-        y, f = s12 * inverse, (1 - q) / P
-        A, N = torch.atan(y), q + s12**2 * f
-        T = s12 / 4 + (s12 * A + N * inverse) / (2 * math.pi)
-        return T, 0.25 + (A + y * (1 + 2 * f + N * inverse**2)) / (2 * math.pi)
+        P, root = (1 + s11) * (1 + s22), (1 + s11 + s22 + _determinant(s12, s11, s22)).sqrt()
+        y = s12 / root
+        A = torch.atan(y)
+        T = s12 / 4 + (s12 * A + root * (s11 * s22 + y**2) / P) / (2 * math.pi)
+        return T, 0.25 + (A + y * (3 + s11 + s22 + y**2) / P) / (2 * math.pi)
 
 
 ACTIVATIONS: dict[str, Activation] = {"relu": ABReLU(), "leaky_relu": ABReLU(0.01, 1.0), "abs": ABReLU(-1.0, 1.0),

@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from driftway.kernels.tangent.factors import Factor, Outer, Packed, Rows, Spec, padded, samples_of
 
+TILE, DEPTH = 64, 3072  # of one matrix product: few entries above the diagonal, operands that stay in the cache
 Part = TypeVar("Part")
 Load = Callable[[], Iterator[list[Factor]]]
 
@@ -109,12 +109,14 @@ def _by_forming(K: Tensor, x: Side, y: Side | None, specs: Set[Spec], room: Tens
 
 
 def _lower(G: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """G G^T; on the CPU its lower triangle alone, by BLAS, whose threads follow OMP_NUM_THREADS."""
+    """G G^T; on a CPU without most of what is above the diagonal. (BLAS has syrk, but not in torch, and another library's threads collide.)"""
     if G.device.type != "cpu":
         return G @ G.mT
-    columns = G.numpy().T  # in Fortran's order, so that nothing is copied; and what is upper there is lower here
-    (syrk,) = get_blas_funcs(["syrk"], (columns,))
-    return torch.from_numpy(syrk(1.0, columns, trans=1, lower=0).T)
+    out = G.new_zeros(len(G), len(G))
+    for part in G.split(DEPTH, 1):
+        for j in range(0, len(G), TILE):
+            out[j:, j : j + TILE].addmm_(part[j:], part[j : j + TILE].mT)
+    return out
 
 
 def _identity_is_cheaper(specs: Set[Spec], n: int, m: int) -> bool:
