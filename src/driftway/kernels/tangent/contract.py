@@ -109,7 +109,10 @@ def _by_forming(K: Tensor, x: Side, y: Side | None, specs: Set[Spec], room: Tens
 
 
 def _lower(G: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """G G^T; on a CPU without most of what is above the diagonal. (BLAS has syrk, but not in torch, and another library's threads collide.)"""
+    """G G^T; on a CPU without most of what is above the diagonal.
+
+    BLAS has syrk for this, but torch does not pass it on, and the threads of another library's BLAS and torch's wait for each other.
+    """
     if G.device.type != "cpu":
         return G @ G.mT
     out = G.new_zeros(len(G), len(G))
