@@ -12,8 +12,8 @@ import torch
 
 from driftway import cli, store
 from driftway.checks import InputError
-from driftway.transport import Settings, TransportModel, fit
 from driftway.parallel import Group, launched
+from driftway.transport import Settings, TransportModel, fit
 from tests.transport.recipes import DOUBLE, draw, uneven, weights
 
 Y, X = uneven(90, dtype=DOUBLE), draw(70, 2, seed=5)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from driftway.transport import Problem, ResidualValue, Settings, fit
 from driftway.parallel import Group
+from driftway.transport import Problem, ResidualValue, Settings, fit
 from driftway.transport.primal_dual import Part
 from driftway.transport.residual import fit_base
 from driftway.transport.residual_bridge import BridgeLearner

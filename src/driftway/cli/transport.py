@@ -14,11 +14,11 @@ from torch import Tensor
 from driftway import checks
 from driftway.cli.terminal import err, out, progress, say_certificate, say_evaluation
 from driftway.data import Table, read_images, read_labelled, read_table, writable, write_table
+from driftway.parallel import launched
 from driftway.report import evaluate as evaluate_model
 from driftway.report import write_report
 from driftway.transport import Interrupted, Problem, Settings, TransportModel, held_labels, held_rows
 from driftway.transport import fit as fit_transport
-from driftway.parallel import launched
 
 app = typer.Typer(no_args_is_help=True, help="Value-driven transport: samples of one law moved to another.")
 

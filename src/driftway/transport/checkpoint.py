@@ -7,10 +7,10 @@ import torch
 
 from driftway import store
 from driftway.checks import InputError, require
+from driftway.parallel import Group
 from driftway.transport.condition import Conditions
 from driftway.transport.intake import Data, Labels
 from driftway.transport.learner import Settings
-from driftway.parallel import Group
 from driftway.transport.problem import Problem
 from driftway.transport.run import ALONE, Plan, Run, start_run
 from driftway.transport.scaler import Scaler

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from driftway import checks, store
 from driftway.checks import Diverged, require
+from driftway.parallel import Group, launched
 from driftway.transport.checkpoint import CHECKPOINT, load_run, save_run
 from driftway.transport.dual import Certificate
 from driftway.transport.intake import Data, Held, Labels
 from driftway.transport.learner import Settings
 from driftway.transport.model import TransportModel
-from driftway.parallel import Group, launched
 from driftway.transport.problem import Problem
 from driftway.transport.run import Plan, Run, start_run
 

@@ -6,11 +6,11 @@
 import torch
 from torch import Tensor
 
+from driftway.parallel import Group
 from driftway.transport.dual import shares
 from driftway.transport.labelled import LabelledMixture
 from driftway.transport.learner import Learner, Settings
 from driftway.transport.mixture import MixtureValue
-from driftway.parallel import Group
 from driftway.transport.primal_dual import assign
 from driftway.transport.stream import Stream
 

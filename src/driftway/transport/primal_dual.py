@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from driftway.checks import require
+from driftway.parallel import Group
 from driftway.transport import bridge, dual
 from driftway.transport.condition import nulls
 from driftway.transport.learner import Learner, Settings
-from driftway.parallel import Group
 from driftway.transport.problem import cost
 from driftway.transport.stream import Batch, Stream
 from driftway.transport.value import Trainable

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from driftway import checks
 from driftway.checks import require
+from driftway.parallel import Group
 from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate
 from driftway.transport.families import FAMILIES, automatic, build_value, shape_of
@@ -19,7 +20,6 @@ from driftway.transport.likelihood import MixtureLearner
 from driftway.transport.mixture import MixtureValue
 from driftway.transport.mixture_start import initialise
 from driftway.transport.model import TransportModel, certificate
-from driftway.parallel import Group
 from driftway.transport.primal_dual import NetworkLearner
 from driftway.transport.problem import Problem, cost
 from driftway.transport.residual import ResidualValue, fit_base

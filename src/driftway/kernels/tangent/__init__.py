@@ -97,6 +97,7 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
         scope: which parameters.
         outputs: with "full", rows and columns stand for pairs: entry (i k + c, j k + d) belongs to f_c(x_i) and f_d(x_j).
         sign: "none"; "both" for <sign g_i, sign g_j>; "left" for <sign g_i, g_j>, the kernel of sign descent (Malladi et al., 2023).
+            Signs of rounding count too: leave out of scope what has no gradient in exact arithmetic, such as biases of keys.
         forward: how scores are read.
         dtype: of the passes.
         batch_size: rows of one pass.

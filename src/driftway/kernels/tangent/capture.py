@@ -140,7 +140,10 @@ class Capture:
             held = (*module.named_parameters(recurse=False, remove_duplicate=False),
                     *module.named_buffers(recurse=False, remove_duplicate=False))  # fmt: skip
             for local, tensor in held:
-                found[f"{prefix}.{local}"] = tensor, made.setdefault(id(tensor), self._constant(tensor))
+                constant = made.setdefault(id(tensor), self._constant(tensor))
+                if getattr(module, "max_norm", None) is not None:  # an embedding that rescales its table as it is read
+                    constant = constant.clone()
+                found[f"{prefix}.{local}"] = tensor, constant
         return found
 
     def _constant(self, tensor: Tensor) -> Tensor:

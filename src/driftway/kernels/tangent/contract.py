@@ -72,7 +72,7 @@ def formed(side: Side, rows: slice, c: int, room: Tensor) -> Float[Tensor, "n d"
     """Some rows of the gradients, for all samples, written into `room`."""
     shape = (side.n, rows.stop - rows.start, c)
     out = room.flatten()[: prod(shape)].view(shape)
-    for start, factors in _placed(side):
+    for start, factors in placed(side):
         own = out[start : start + samples_of(factors[0])]
         for number, factor in enumerate(factors):
             factor.form(rows, own, add=number > 0)
@@ -141,7 +141,7 @@ def _by_identity(K: Tensor, x: Side, y: Side | None, numbers: int, share: tuple[
 
 def _outers(side: Side, step: int) -> Iterator[tuple[int, Outer]]:
     """The factors in blocks of at most `step` samples, with the place of the first."""
-    for start, factors in _placed(side):
+    for start, factors in placed(side):
         (f,) = factors
         f = padded(f) if isinstance(f, Packed) else f
         assert isinstance(f, Outer)  # noqa: S101 (for the type checker)
@@ -163,7 +163,7 @@ def _by_table(K: Tensor, x: Side, y: Side, share: tuple[int, int], change: tuple
 
 def _entries(side: Side) -> tuple[Tensor, Tensor, Tensor]:
     """Index, sample and values of all entries of a table's gradients, ordered by index."""
-    found = [(f.index, f.sample + start, f.values) for start, factors in _placed(side) for f in factors if isinstance(f, Rows)]
+    found = [(f.index, f.sample + start, f.values) for start, factors in placed(side) for f in factors if isinstance(f, Rows)]
     index, sample, values = (torch.cat(field) for field in zip(*found, strict=True))
     order = index.argsort(stable=True)
     return index[order], sample[order], values[order]
@@ -180,7 +180,7 @@ def _own(share: tuple[int, int], parts: Iterable[Part]) -> Iterator[Part]:
     return islice(iter(parts), share[0], None, share[1])
 
 
-def _placed(side: Side) -> Iterator[tuple[int, list[Factor]]]:
+def placed(side: Side) -> Iterator[tuple[int, list[Factor]]]:
     """The pieces, with the place of their first sample."""
     start = 0
     for factors in side.load():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from driftway.checks import choice, count, require
 from driftway.kernels.base import require_memory
-from driftway.kernels.tangent.contract import Side, add_inner, chunks, formed
+from driftway.kernels.tangent.contract import Side, add_inner, chunks, formed, placed
 from driftway.kernels.tangent.factors import samples_of
 from driftway.kernels.tangent.spool import Spool
 from driftway.linalg import SymmetricOperator
@@ -166,10 +166,10 @@ class TangentFeatures:
         for name in self.shapes:
             side = self.side(name)
             for v, into in zip(V.to(side.dtype).mT, out.mT, strict=True):
-                w = sum(factor.combine(v[start : start + samples_of(factor)]) for start, factor in _each(side))
-                assert isinstance(w, Tensor)  # noqa: S101 (for the type checker: there is at least one piece)
-                for start, factor in _each(side):
-                    into[start : start + samples_of(factor)] += factor.dot(w)
+                parts = [(slice(start, start + samples_of(factor)), factor) for start, factors in placed(side) for factor in factors]
+                w = torch.stack([factor.combine(v[own]) for own, factor in parts]).sum(0)
+                for own, factor in parts:
+                    into[own] += factor.dot(w)
         return out
 
 
@@ -210,11 +210,3 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
     require(not bad, "forward", expected="finite gradients", got=f"NaN or infinite ones in {len(bad)} rows, the first of them {bad[:1]}",
             cure="look for a root of zero or an overflow, or compute with dtype=torch.float64")  # fmt: skip
     return K
-
-
-def _each(side: Side) -> Iterator:
-    start = 0
-    for factors in side.load():
-        for factor in factors:
-            yield start, factor
-        start += samples_of(factors[0])

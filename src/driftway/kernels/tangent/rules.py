@@ -27,7 +27,7 @@ def rule_for(module: nn.Module) -> Rule | None:
         if type(module).forward is kind.forward:
             return rule
     name = type(module).__name__  # layers of other libraries
-    if name.endswith("RMSNorm") and hasattr(module, "weight"):
+    if (name.endswith("RMSNorm") or name == "T5LayerNorm") and hasattr(module, "weight"):
         return _rms_norm
     return _swapped_linear if name == "Conv1D" and not isinstance(module, nn.Conv1d) else None
 
