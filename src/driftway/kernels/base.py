@@ -9,7 +9,7 @@ checked again. `blocks` and `operator` use a kernel whose matrix is too large to
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,11 @@ class Kernel(ABC):
 
     def columns(self, index: Sequence[int]) -> "Kernel":
         """The kernel of the named columns only, entries of the first axis of a point."""
-        return Columns(self, tuple(index))
+        return Pullback(self, Columns(tuple(index)))
 
     def to(self, dtype: torch.dtype) -> "Kernel":
         """The kernel computed and returned in this dtype, whatever the dtype of the points."""
-        return Cast(self, dtype)
+        return Pullback(self, Cast(dtype))
 
 
 @dataclass(frozen=True)
@@ -133,26 +133,24 @@ class Scale(Kernel):
 
 @dataclass(frozen=True)
 class Pullback(Kernel):
-    """k(f(x), f(y)) for a map f of points, which a subclass gives by `_map`."""
+    """k(f(x), f(y)) for a map f of points."""
 
     k: Kernel
-
-    @abstractmethod
-    def _map(self, x: Tensor) -> Tensor: ...
+    f: Callable[[Tensor], Tensor]
 
     def cross(self, x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"]) -> Float[Tensor, "n m"]:
-        return self.k.cross(self._map(x), self._map(y))
+        return self.k.cross(self.f(x), self.f(y))
 
     def gram(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n n"]:
-        return self.k.gram(self._map(x))
+        return self.k.gram(self.f(x))
 
     def diagonal(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, " n"]:
-        return self.k.diagonal(self._map(x))
+        return self.k.diagonal(self.f(x))
 
 
 @dataclass(frozen=True)
-class Columns(Pullback):
-    """k of the columns `index` of the points.
+class Columns:
+    """The map to the columns `index` of the points.
 
     Raises:
         InputError: if there are none, one is named twice, or (at the call) the points have fewer.
@@ -166,19 +164,19 @@ class Columns(Pullback):
         require(0 < len(self.index) == len(set(self.index)), "columns", expected="one or more distinct columns", got=self.index,
                 cure="name each column once")  # fmt: skip
 
-    def _map(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         require(max(self.index) < x.shape[1], "columns", expected=f"columns below {x.shape[1]}, the number that x has",
                 got=max(self.index), cure="name columns that x has; the first is 0")  # fmt: skip
         return x[:, list(self.index)]
 
 
 @dataclass(frozen=True)
-class Cast(Pullback):
-    """k computed in a dtype of its own."""
+class Cast:
+    """The map to points of a dtype."""
 
     dtype: torch.dtype
 
-    def _map(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return x.to(self.dtype)
 
 

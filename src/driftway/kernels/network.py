@@ -8,15 +8,15 @@ side, has at initialisation uncorrelated outputs with the kernels
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import choice, count, require
-from driftway.kernels.base import Kernel
+from driftway.checks import choice
+from driftway.kernels.base import Cast, Columns, Kernel
 
 PARTS = ("nngp", "ntk")
 
@@ -73,11 +73,11 @@ class Network(ABC):
 
     def columns(self, index: Sequence[int]) -> "Network":
         """The network of the named columns only, entries of the first axis of a row."""
-        return _Columns(self, tuple(index))
+        return _Pullback(self, Columns(tuple(index)))
 
     def to(self, dtype: torch.dtype) -> "Network":
         """The network computed in this dtype, whatever the dtype of the rows."""
-        return _Cast(self, dtype)
+        return _Pullback(self, Cast(dtype))
 
     def __mul__(self, other: "Network") -> "Network":
         return ProductNetwork(self, other) if isinstance(other, Network) else NotImplemented
@@ -127,41 +127,17 @@ def _product(f: Pair, g: Pair) -> Pair:
 
 
 @dataclass(frozen=True)
-class _Columns(Network):
+class _Pullback(Network):
+    """The network of f(x) for a map f of rows."""
+
     network: Network
-    index: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for j in self.index:
-            count("columns", j, least=0)
-        require(0 < len(self.index) == len(set(self.index)), "columns", expected="one or more distinct columns", got=self.index,
-                cure="name each column once")  # fmt: skip
-
-    def _of(self, x: Tensor) -> Tensor:
-        require(max(self.index) < x.shape[1], "columns", expected=f"columns below {x.shape[1]}, the number that x has",
-                got=max(self.index), cure="name columns that x has; the first is 0")  # fmt: skip
-        return x[:, list(self.index)]
+    f: Callable[[Tensor], Tensor]
 
     def kernels(self, x: Tensor, y: Tensor | None = None) -> Pair:
-        return self.network.kernels(self._of(x), None if y is None else self._of(y))
+        return self.network.kernels(self.f(x), None if y is None else self.f(y))
 
     def kernel(self, part: str, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.network.kernel(part, self._of(x), None if y is None else self._of(y))
+        return self.network.kernel(part, self.f(x), None if y is None else self.f(y))
 
     def kernel_diagonals(self, x: Tensor) -> Pair:
-        return self.network.kernel_diagonals(self._of(x))
-
-
-@dataclass(frozen=True)
-class _Cast(Network):
-    network: Network
-    dtype: torch.dtype
-
-    def kernels(self, x: Tensor, y: Tensor | None = None) -> Pair:
-        return self.network.kernels(x.to(self.dtype), None if y is None else y.to(self.dtype))
-
-    def kernel(self, part: str, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.network.kernel(part, x.to(self.dtype), None if y is None else y.to(self.dtype))
-
-    def kernel_diagonals(self, x: Tensor) -> Pair:
-        return self.network.kernel_diagonals(x.to(self.dtype))
+        return self.network.kernel_diagonals(self.f(x))

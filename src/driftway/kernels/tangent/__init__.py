@@ -31,7 +31,7 @@ __all__ = ["Projection", "TangentFeatures", "TangentKernel", "tangent_features",
 
 @torch.inference_mode(mode=False)
 def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", outputs: Outputs = "trace", forward: Forward = forward,
-                     dtype: torch.dtype | None = None, batch_size: int = 32, memory: float | int = 1.0, test: str = "first",
+                     dtype: torch.dtype | None = None, batch_size: int = 16, memory: float | int = 1.0, test: str = "first",
                      cache: str | Path | None = None) -> TangentFeatures:  # fmt: skip
     """The tangent features of a data set, as the factors of a forward and a backward pass.
 
@@ -86,7 +86,7 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
 
 
 def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Scope = "all", outputs: Outputs = "trace",
-                 sign: str = "none", forward: Forward = forward, dtype: torch.dtype | None = None, batch_size: int = 32,
+                 sign: str = "none", forward: Forward = forward, dtype: torch.dtype | None = None, batch_size: int = 16,
                  memory: float | int = 1.0, test: str = "first", cache: str | Path | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
     """The Gram matrix of a network's tangent kernel on a data set, or with `other` the matrix between two, in float64.
 
