@@ -24,7 +24,7 @@ from driftway.kernels.tangent import tangent_gram
 
 Rows = Sequence[Mapping[str, Any]]
 Batch = peers.Batch
-MEMORY = 0.2  # GiB, the budget given to `tangent_gram`
+MEMORY = 0.15  # GiB, the budget given to `tangent_gram`
 OURS, TUTORIAL, TUNED, HOOKED, NNGEOMETRY = "driftway", "torch.func (tutorial)", "torch.func (tuned)", "hooks, J whole", "nngeometry"
 METHODS: dict[str, Callable[[peers.TextScore, Batch], Tensor]] = {
     OURS: lambda score, batch: tangent_gram(score, dict(batch), scope="attention", memory=MEMORY),
