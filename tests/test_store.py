@@ -76,10 +76,10 @@ def test_a_save_that_fails_before_the_tensors_keeps_the_old_model(folder, monkey
 def between_files(monkeypatch):
     """A write_file that does the tensors and fails at the configuration."""
 
-    def write(path, data):
+    def write(path, data, **how):
         if path.name == CONFIG:
             raise KeyboardInterrupt
-        write_file(path, data)
+        write_file(path, data, **how)
 
     monkeypatch.setattr(store, "write_file", write)
 
