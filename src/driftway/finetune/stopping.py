@@ -1,0 +1,199 @@
+"""When to stop: a time eta of training from the spectrum of the tangent kernel and the residual y - f_0(X), without a validation set.
+
+    rademacher           T = min{t : R(eta_t^(-1/2)) > radius / (2 e sigma eta_t)} - 1        Raskutti, Wainwright and Yu, 2014, eq. 6
+    discrepancy          the mean squared residual has fallen to tau sigma^2
+    sure                 the least Stein estimate of the risk
+    gcv                  the least generalised cross validation score; needs no sigma
+    marginal_likelihood  nearest to the posterior mean of f ~ N(0, a^2 K)
+    holdout              the least error on rows that were held out of the kernel
+    oracle               the least error against the true f, for simulations
+
+Each rule is a function of `rules.py`. The time does not depend on how it is walked: T is the last step of a schedule with eta_T <= eta.
+sigma and R are estimated together, by maximum likelihood, unless they are given.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftway.checks import InputError, choice, count, real
+from driftway.finetune import rules
+from driftway.finetune.flow import Curves, Flow, Schedule
+from driftway.finetune.noise import Noise, fit_noise
+from driftway.linalg import Spectrum, fit_decay
+
+RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "holdout", "oracle")
+FEW = 50  # rows below which sigma and R are guesses
+BARE = 1e-3  # negative eigenvalues of this part of the trace are more than rounding
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to stop, and what is known about it.
+
+    Attributes:
+        rule: its name.
+        eta: the time; infinite if training to the end is best, 0 if no training is.
+        steps: of the schedule; None without a schedule or where eta is infinite.
+        epochs: likewise.
+        lam: penalty 1/eta of the ridge regression on K/n that is nearest.
+        dof: degrees of freedom at eta, per output.
+        sigma: standard deviation of the noise in the residual.
+        radius: R, bound or estimate of |f - f_0| in the space of the kernel.
+        found: how sigma and R were found, in plain words.
+        risk: estimated mean squared error at the training rows against the noise-free targets before training, at eta, and at the end.
+        curves: bias, variance, complexity and more, along the flow.
+        sensitivity: the time that the rule would choose, had R (or sigma, for rules without R) half or twice the size.
+        violations: assumptions that do not hold, in plain words.
+    """
+
+    rule: str
+    eta: float
+    steps: int | None
+    epochs: float | None
+    lam: float
+    dof: float
+    sigma: float
+    radius: float
+    found: str
+    risk: tuple[float, float, float]
+    curves: Curves
+    sensitivity: dict[str, float]
+    violations: tuple[str, ...]
+
+
+@torch.no_grad()
+def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str = "marginal_likelihood", *,
+                  sigma: float | int | None = None, radius: float | int | None = None, schedule: Schedule | None = None,
+                  rows: int | None = None, batch: int | None = None, tau: float | int = 1.0,
+                  held: tuple[Tensor, Tensor] | None = None,
+                  truth: Float[Tensor, "n *k"] | None = None) -> Stop:  # fmt: skip
+    """The time to stop at.
+
+    Args:
+        spectrum: of K/n, with vectors.
+        residual: y - f_0(X); for classification by squared loss centred_one_hot(labels) - f_0(X).
+        rule: one of those at the top of the file.
+        sigma: standard deviation of the noise; estimated if None.
+        radius: bound R of |f - f_0| in the space of K; estimated if None.
+        schedule: learning rates, to count steps and epochs.
+        rows: of the training set, if the kernel is that of a part of it.
+        batch: rows of a step; all of them if None.
+        tau: of the discrepancy rule.
+        held: K(x_held, x_train), shape (m, n), and y - f_0 of the m held rows, for "holdout".
+        truth: f(X) - f_0(X), for "oracle".
+
+    Raises:
+        InputError: if the rule is unknown or lacks what it needs, or a number or shape does not fit.
+    """
+    rule, flow, n = choice("rule", rule, RULES), Flow(spectrum, residual), spectrum.size
+    tau, radius = real("tau", tau, least=0, strict=True), None if radius is None else real("radius", radius, least=0, strict=True)
+    noise = fit_noise(flow, sigma=sigma)
+    used = noise.radius if radius is None else radius
+    chosen = _rule(rule, flow, noise, tau, held, truth)
+    eta = chosen(noise.sigma, used, noise.lam(n))
+    steps = schedule.steps_for(eta) if schedule else None
+    epochs = None
+    if schedule and steps is not None:
+        total = count("rows", n if rows is None else rows)
+        epochs = schedule.epochs_for(eta, total, total if batch is None else count("batch", batch))
+    at = flow.risk(torch.tensor([0.0, eta, math.inf], dtype=flow.mu.dtype), sigma=noise.sigma, truth=truth).tolist()
+    return Stop(
+        rule, eta, steps, epochs, lam=1 / eta if eta else math.inf, dof=float(flow.dof(eta)), sigma=noise.sigma, radius=used,
+        found=noise.found if radius is None else f"{noise.found}; R = {radius:.3g} was given and took the place of {noise.radius:.3g}",
+        risk=(at[0], at[1], at[2]), curves=flow.curves(flow.times(200), sigma=noise.sigma, radius=used, truth=truth),
+        sensitivity=_sensitivity(rule, chosen, noise.sigma, used, noise.lam(n)),
+        violations=(*_spectral(spectrum), *_statistical(flow, noise, used, truth), *_practical(spectrum, schedule, eta)),
+    )  # fmt: skip
+
+
+def _rule(rule: str, flow: Flow, noise: Noise, tau: float, held: tuple[Tensor, Tensor] | None,
+          truth: Tensor | None) -> Callable[[float, float, float], float]:  # fmt: skip
+    """The rule as a function of sigma, R and lam."""
+    if rule == "holdout":
+        if held is None:
+            raise InputError("held", expected="rows for the rule holdout", got="None", cure="pass held=(K(x_held, x_train), y - f_0 there)")
+        return lambda sigma, radius, lam: rules.holdout(flow, cross=held[0], held=held[1])
+    if rule == "oracle":
+        if truth is None:
+            raise InputError("truth", expected="f(X) - f_0(X) for the rule oracle", got="None", cure="choose a rule that needs no truth")
+        return lambda sigma, radius, lam: rules.oracle(flow, truth=truth)
+    return {
+        "rademacher": lambda sigma, radius, lam: rules.rademacher(flow, sigma=sigma, radius=radius),
+        "discrepancy": lambda sigma, radius, lam: rules.discrepancy(flow, sigma=sigma, tau=tau),
+        "sure": lambda sigma, radius, lam: rules.sure(flow, sigma=sigma),
+        "gcv": lambda sigma, radius, lam: rules.gcv(flow),
+        "marginal_likelihood": lambda sigma, radius, lam: rules.marginal_likelihood(flow, lam=lam),
+    }[rule]
+
+
+def _sensitivity(rule: str, chosen: Callable[[float, float, float], float], sigma: float, radius: float, lam: float) -> dict[str, float]:
+    if rule in ("rademacher", "marginal_likelihood"):
+        return {f"R x {c:g}": chosen(sigma, c * radius, lam / c**2) for c in (0.5, 1.0, 2.0)}
+    if rule in ("discrepancy", "sure"):
+        return {f"sigma x {c:g}": chosen(c * sigma, radius, lam) for c in (0.5, 1.0, 2.0)}
+    return {}
+
+
+def _spectral(spectrum: Spectrum) -> list[str]:
+    """What is wrong with the spectrum."""
+    found, decay = [], fit_decay(spectrum)
+    if decay.verdict not in ("finite rank", "exponential") and decay.power is not None:
+        low, high = decay.exponent_interval
+        if decay.exponent <= 1:
+            found.append(f"the eigenvalues decay with exponent {decay.exponent:.2f} ({low:.2f} to {high:.2f}), which is <= 1: outside the "
+                         "trace-class regime of the theorem, whose rates do not hold")  # fmt: skip
+        elif low <= 1:
+            found.append(f"the exponent of the decay, {decay.exponent:.2f}, may be <= 1 (interval from {low:.2f}): outside the trace-class "
+                         "regime of the theorem if so")  # fmt: skip
+    if decay.verdict == "none":
+        found.append(f"no law of decay was recognised ({decay.remarks[0]}): the sample size has no predictable rate")
+    if spectrum.clipped > BARE:
+        found.append(f"negative eigenvalues of {spectrum.clipped:.2g} of the trace were set to 0: K is not positive semi-definite")
+    if spectrum.truncated and spectrum.explained < 1 - BARE:
+        found.append(f"the spectrum is truncated: {len(spectrum.values)} of {spectrum.size} values make up "
+                     f"{100 * spectrum.explained:.3g} % of the trace; the others were taken as equal")  # fmt: skip
+    return found
+
+
+def _statistical(flow: Flow, noise: Noise, radius: float, truth: Tensor | None) -> list[str]:
+    """What is wrong with the residual."""
+    found, n = [], flow.spectrum.size
+    if not noise.signal:
+        found.append(f"the residual holds no signal that stands out from noise (log likelihood gain {noise.gain:.2g}): is the start "
+                     "already fitted to these rows?")  # fmt: skip
+    if truth is None:
+        norm, whose = noise.radius, "posterior mean"
+    else:
+        theta2 = Flow(flow.spectrum, truth).energy
+        live = (flow.mu > 0) & (theta2 > 1e-12 * theta2.sum())
+        norm, whose = float((theta2[live] / flow.mu[live]).sum().sqrt()), "true function"
+    if norm > radius * (1 + 1e-6):
+        found.append(f"the norm of the {whose}, {norm:.3g}, exceeds R = {radius:.3g}: the plain rule stops too early, and its bound "
+                     "does not hold")  # fmt: skip
+    if n < FEW:
+        found.append(f"n = {n} rows are few: sigma, R and the time are rough")
+    if flow.r.ndim > 1 and flow.r.shape[1] > 1:
+        found.append(f"the residual has {flow.r.shape[1]} outputs: the theory is for one; they share one kernel, one sigma and one time, "
+                     "and squared errors are averaged over them")  # fmt: skip
+    return found
+
+
+def _practical(spectrum: Spectrum, schedule: Schedule | None, eta: float) -> list[str]:
+    """What is wrong with the steps."""
+    found = []
+    if schedule:
+        largest, bound = float(schedule.alpha.max()), 1 / float(spectrum.values[0])
+        if largest >= 2 * bound:
+            found.append(f"the largest step size, {largest:.3g}, is 2/mu_1 = {2 * bound:.3g} or more: gradient descent diverges")
+        elif largest > min(1.0, bound):
+            found.append(f"the largest step size, {largest:.3g}, exceeds the theorem's bound min(1, 1/mu_1) = {min(1.0, bound):.3g}")
+        if not schedule.constant and schedule.eta(len(schedule.alpha)) < eta * (1 - 1e-9):
+            found.append(f"the schedule ends at time {schedule.eta(len(schedule.alpha)):.3g}, before the stop at {eta:.3g}")
+    if math.isinf(eta):
+        found.append("the rule finds no best time: it would train to the end")
+    return found

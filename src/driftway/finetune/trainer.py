@@ -1,0 +1,247 @@
+"""A callback of transformers' Trainer that stops training at the time computed from the tangent kernel, without a validation set.
+
+    eta = sum over steps of  scale x lr / (1 - momentum) x clipping        stop before the first step that would pass the stop's eta
+
+The scale belongs to the loss (see probe.py). Momentum multiplies the step of plain gradient descent by 1 / (1 - momentum) once it has built
+up. Clipping divides a step by the norm of its gradient where that is too large. Under Adam neither matters, and eta is the sum of
+learning rates.
+"""
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from driftway.checks import InputError, choice, count, real, require
+from driftway.finetune.flow import Schedule
+from driftway.finetune.intake import PASS, collated, dataset, rates, unlike
+from driftway.finetune.probe import ENOUGH, LEAST, affordable, find_stop, problem, raw_kernel
+from driftway.finetune.stopping import RULES, Stop
+from driftway.parallel import launched
+
+try:
+    from transformers.trainer_callback import ExportableState, TrainerCallback
+except ImportError:
+    raise InputError("transformers", expected="the package transformers", got="none installed",
+                     cure="pip install 'driftway[finetune]'") from None  # fmt: skip
+
+log = logging.getLogger(__name__)
+SAVED = ("eta", "scale", "adaptive", "classes", "stop_eta", "stop_step", "report", "probe_rows", "probe_kernel", "drifts", "clipped",
+         "warned")  # fmt: skip
+
+
+class SpectralStopping(TrainerCallback, ExportableState):
+    """Computes when to stop as training begins, and stops then.
+
+    Args:
+        rule: of `stopping_time`; one that needs neither held rows nor a truth.
+        budget: seconds for the kernel; as many training rows are taken as that is enough for.
+        rows: the most rows.
+        sign: "auto" takes the kernel of signs for optimizers other than SGD; "none" and "both" decide.
+        sigma: standard deviation of the noise; estimated if None.
+        radius: R; estimated if None.
+        initial: (N, k) f_0 of the whole training set, in its order, in place of the model's: `Head.initial`.
+        drift_every: steps between two measurements of the kernel's drift; a tenth of the run if None, 0 for none.
+        drift_limit: relative change of the kernel above which a warning is given.
+        drift_rows: rows that it is measured on.
+        seed: of the choice of rows.
+
+    Attributes:
+        stop: the `Stop`; None before training and in a run that was resumed.
+        eta: time trained.
+        stop_eta: time to stop at.
+        stop_step: predicted step; None if the schedule does not tell.
+        drifts: [step, relative change of the kernel] for each measurement.
+        clipped: steps whose gradient was clipped.
+        report: plain sentences: what was computed, and what the theory does not cover.
+    """
+
+    def __init__(self, rule: str = "marginal_likelihood", *, budget: float | int = 120.0, rows: int = 1024, sign: str = "auto",
+                 sigma: float | int | None = None, radius: float | int | None = None, initial: Tensor | None = None,
+                 drift_every: int | None = None, drift_limit: float | int = 0.5, drift_rows: int = 16, seed: int = 0) -> None:  # fmt: skip
+        """Check.
+
+        Raises:
+            InputError: if a name is unknown or a number out of range.
+        """
+        usable = [name for name in RULES if name not in ("holdout", "oracle")]
+        self.args: dict[str, Any] = {
+            "rule": choice("rule", rule, usable), "budget": real("budget", budget, least=0, strict=True),
+            "rows": count("rows", rows, least=LEAST), "sign": choice("sign", sign, ("auto", "none", "both")),
+            "sigma": None if sigma is None else real("sigma", sigma, least=0, strict=True),
+            "radius": None if radius is None else real("radius", radius, least=0, strict=True),
+            "drift_every": None if drift_every is None else count("drift_every", drift_every, least=0),
+            "drift_limit": real("drift_limit", drift_limit, least=0), "drift_rows": count("drift_rows", drift_rows, least=2),
+            "seed": count("seed", seed, least=0)}  # fmt: skip
+        self.initial = initial
+        self._hooks: list[Any] = []
+        self._clear()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": dict(self.args), "attributes": {name: getattr(self, name) for name in SAVED}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, lr_scheduler: Any = None,
+                       train_dataloader: Any = None, **kwargs: Any) -> None:  # fmt: skip
+        """Compute the stop, or take it from the checkpoint that training resumes from.
+
+        Raises:
+            InputError: if there are no training rows that can be counted and taken by number, fewer than 20 of them or too little budget
+                for 20, or the model does not map a row to scores.
+        """
+        stored = (state.stateful_callbacks or {}).get(type(self).__name__) if state.global_step else None
+        stored = stored[0] if isinstance(stored, list) else stored
+        self._clear()
+        for name, value in (stored or {}).get("attributes", {}).items():
+            setattr(self, name, value)
+        self._watch(args, model, optimizer)
+        if not math.isnan(self.stop_eta):
+            log.info("resumed at eta %.4g of %.4g", self.eta, self.stop_eta)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                self._compute(args, state, model, optimizer, lr_scheduler, train_dataloader)
+            if state.is_world_process_zero:
+                for sentence in self.report:
+                    log.info(sentence)
+        if self._reached(self._rate(optimizer)):
+            warnings.warn("SpectralStopping: the time to stop is not more than the step at hand; training ends after one step, which "
+                          "the Trainer always takes", stacklevel=2)  # fmt: skip
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find how much the gradient was clipped."""
+        self._factor = 1.0
+        if self._norms:
+            norm = float(torch.stack([norm.square() for norm in self._norms.values()]).sum().sqrt())
+            self._norms.clear()
+            self._factor = min(1.0, args.max_grad_norm / (norm + 1e-6))
+            self.clipped += self._factor < 1
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Add the step to eta: the schedule has not moved yet, so the learning rate is that of the step."""
+        if not getattr(optimizer, "step_was_skipped", False):
+            self.eta += self._rate(optimizer) * self._factor
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, train_dataloader: Any = None,
+                    **kwargs: Any) -> None:  # fmt: skip
+        """Measure the drift when it is time, and stop where the next step would pass the stop."""
+        every = self.args["drift_every"]
+        if every is None:
+            every = max(min(self.stop_step or state.max_steps, state.max_steps) // 10, 1)
+        if every and state.global_step % every == 0:
+            self._measure(state.global_step, model, train_dataloader)
+        if self._reached(self._rate(optimizer) * self._factor):
+            self._stopped = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Add eta, the stop and the drift to the record."""
+        own = {"eta": self.eta, "stop_eta": self.stop_eta, "stop_step": self.stop_step,
+               "kernel_drift": self.drifts[-1][1] if self.drifts else None}  # fmt: skip
+        own = {name: value for name, value in own.items() if value is not None}
+        logs.update(own)
+        state.log_history[-1].update(own)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say if training ended before the stop."""
+        self._unwatch()
+        if not self._stopped:
+            self.report.append(f"training ended at eta {self.eta:.4g}, before the stop at {self.stop_eta:.4g}: take more or larger steps")
+
+    def _clear(self) -> None:
+        self.stop: Stop | None = None
+        self.eta, self.scale, self.adaptive, self.classes = 0.0, 1.0, False, False
+        self.stop_eta, self.stop_step = math.nan, None
+        self.report: list[str] = []
+        self.probe_rows: list[int] = []
+        self.probe_kernel: list[list[float]] = []
+        self.drifts: list[list[float]] = []
+        self.clipped, self.warned = 0, False
+        self._norms: dict[int, Tensor] = {}
+        self._factor, self._stopped = 1.0, False
+        self._unwatch()
+
+    def _compute(self, args: Any, state: Any, model: nn.Module, optimizer: Any, lr_scheduler: Any, loader: Any) -> None:
+        data, group = dataset(loader), launched()
+        N, batch = len(data), args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        require(N >= LEAST, "train_dataset", expected=f"at least {LEAST} rows", got=N, cure="give it more rows")
+        require(all(p.numel() for p in model.parameters()), "model", expected="whole parameters on each process", got="sharded ones",
+                cure="use data parallel training, or train without the callback")  # fmt: skip
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(self.args["seed"])).tolist()
+        small, larger = (collated(loader, order[:m])[0][0] for m in (PASS // 2, PASS))
+        n, each = group.gather(affordable(model, [small, larger], budget=self.args["budget"], most=self.args["rows"]))[0]
+        require(min(n, N) >= LEAST, "budget", expected=f"time for at least {LEAST} rows", got=f"{self.args['budget']:g} s, enough for {n}",
+                cure=f"pass budget={math.ceil(2 * ENOUGH * each)} or more, or narrow what is trained")  # fmt: skip
+        n = min(n, N)
+        budget = f"budget={self.args['budget']:g} s allows"
+        limit = {self.args["rows"]: "the argument rows allows", N: "the training set has"}.get(n, budget)
+        few = [f"the kernel is that of {n} rows, fewer than {ENOUGH}: {limit} no more"] if n < ENOUGH else []
+        if few:
+            warnings.warn(f"SpectralStopping: {few[0]}", stacklevel=3)
+        batches, labels = collated(loader, order[:n])
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self.adaptive = self.args["sign"] == "both" or (self.args["sign"] == "auto" and not isinstance(inner, torch.optim.SGD))
+        initial = None if self.initial is None else self.initial[order[:n]]
+        found = problem(model, batches, labels, adaptive=self.adaptive, batch=batch, initial=initial)
+        self.scale, self.classes = found.scale, found.classes
+        steps, guessed = rates(lr_scheduler, optimizer, state.max_steps)
+        schedule = Schedule(steps, self.scale * self._boost(optimizer))
+        known = {name: self.args[name] for name in ("sigma", "radius")}
+        stop = find_stop(found, self.args["rule"], schedule=schedule, rows=N, batch=batch, **known)
+        self.stop = stop = group.gather(stop)[0]
+        self.stop_eta, self.stop_step = stop.eta, stop.steps
+        if stop.eta == 0 and n < N:
+            self.stop_eta, self.stop_step = math.inf, None
+            few.append(f"no signal stands out from noise in {n} of {N} rows, so that training is not stopped: take more rows or budget")
+            warnings.warn(f"SpectralStopping: {few[-1]}", stacklevel=3)
+        end = schedule.eta(state.max_steps)
+        epoch = "" if stop.epochs is None else f", epoch {stop.epochs:.3g}"
+        self.report = [
+            f"stop at eta {stop.eta:.4g} ({stop.rule}; {n} of {N} rows): step {stop.steps}{epoch}",
+            *([] if end >= stop.eta else [f"the schedule ends at eta {end:.4g} after {state.max_steps} steps, before the stop"]),
+            *few, *stop.violations, *guessed, *unlike(args, optimizer, self.adaptive)]  # fmt: skip
+        m = min(self.args["drift_rows"], n)
+        self.probe_rows = order[:m]
+        self.probe_kernel = found.raw[:m, :m].tolist()
+
+    def _measure(self, step: int, model: nn.Module, loader: Any) -> None:
+        start = torch.tensor(self.probe_kernel, dtype=torch.float64)
+        with torch.random.fork_rng(devices=[]):
+            K = raw_kernel(model, collated(loader, self.probe_rows)[0], adaptive=self.adaptive, classes=self.classes).to(start.device)
+        change = float((K - start).norm() / start.norm())
+        self.drifts.append([step, change])
+        if change > self.args["drift_limit"] and not self.warned:
+            self.warned = True
+            sentence = (f"the kernel has changed by {100 * change:.0f} % at step {step}: the linear regime, which the stop is computed "
+                        "for, is left; a smaller learning rate keeps longer to it")  # fmt: skip
+            self.report.append(sentence)
+            warnings.warn(f"SpectralStopping: {sentence}", stacklevel=3)
+
+    def _boost(self, optimizer: Any) -> float:
+        group = optimizer.param_groups[0]
+        return 1.0 if self.adaptive else (1 - group.get("dampening", 0)) / (1 - group.get("momentum", 0))
+
+    def _rate(self, optimizer: Any) -> float:
+        return self.scale * float(optimizer.param_groups[0]["lr"]) * self._boost(optimizer)
+
+    def _reached(self, step: float) -> bool:
+        return self.eta + step > self.stop_eta * (1 + 1e-9)
+
+    def _watch(self, args: Any, model: nn.Module, optimizer: Any) -> None:
+        """Record the norms of gradients before they are clipped."""
+        descent = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.SGD)
+        if not (args.max_grad_norm and descent) or args.world_size > 1 or args.fp16:
+            return
+        for p in model.parameters():
+            if p.requires_grad:
+                self._hooks.append(p.register_post_accumulate_grad_hook(self._norm))
+
+    def _norm(self, p: Tensor) -> None:
+        if p.grad is not None:
+            self._norms[id(p)] = p.grad.detach().norm()
+
+    def _unwatch(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
