@@ -286,3 +286,18 @@ def test_a_cache_that_is_a_file_is_told(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises((InputError, OSError)):
         gram(network(), tmp_path / "cache")
+
+
+def test_layers_with_one_input_wait_in_files():
+    """Query, key and value share their input: three views of one memory, which a file holds once."""
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+        def forward(self, x):
+            return (self.q(x).tanh() * self.k(x) + self.v(x).square()).sum((1, 2))
+
+    torch.manual_seed(0)
+    model, x = Attention().double(), torch.randn(6, 5, 32, dtype=torch.float64)
+    torch.testing.assert_close(tangent_gram(model, x, memory=1e-9, batch_size=4), tangent_gram(model, x, batch_size=4), rtol=1e-12, atol=0.0)

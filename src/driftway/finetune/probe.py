@@ -30,10 +30,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from driftway.checks import InputError, require
-from driftway.finetune.flow import Flow, Schedule
+from driftway.finetune.flow import Flow
 from driftway.finetune.logistic import working_problem
 from driftway.finetune.noise import fit_noise
 from driftway.finetune.rules import marginal_likelihood, rademacher
+from driftway.finetune.schedule import Schedule
 from driftway.finetune.stopping import Stop, stopping_time
 from driftway.kernels.tangent import tangent_features, tangent_gram
 from driftway.kernels.tangent.batches import convert

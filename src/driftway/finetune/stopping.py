@@ -22,8 +22,9 @@ from torch import Tensor
 
 from driftway.checks import InputError, choice, count, real
 from driftway.finetune import rules
-from driftway.finetune.flow import Curves, Flow, Schedule
+from driftway.finetune.flow import Curves, Flow
 from driftway.finetune.noise import Noise, fit_noise
+from driftway.finetune.schedule import Schedule
 from driftway.linalg import Spectrum, fit_decay
 
 RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "holdout", "oracle")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from driftway.checks import InputError, choice, count, real, require
-from driftway.finetune.flow import Schedule
 from driftway.finetune.intake import PASS, collated, dataset, rates, unlike
 from driftway.finetune.probe import ENOUGH, LEAST, affordable, find_stop, problem, raw_kernel
+from driftway.finetune.schedule import Schedule
 from driftway.finetune.stopping import RULES, Stop
 from driftway.parallel import launched
 

@@ -5,7 +5,7 @@ folder that the user names, files are kept and found again: each carries a key, 
 and the options, and a file with another key is written anew.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,7 @@ class Spool:
 
     def add(self, piece: Piece, number: int, *, key: str = "", slow: Collection[str] = ()) -> None:
         """Append the piece of a batch."""
-        tensors = {id(t): t for factors in piece.factors.values() for f in factors for t in _tensors(f)}  # layers share inputs
+        tensors = {_memory(t): t for factors in piece.factors.values() for f in factors for t in _tensors(f)}  # layers share inputs
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         if self.held + size <= self.limit:
             self.held += size
@@ -122,10 +122,15 @@ def _tensors(factor: Factor) -> list[Tensor]:
     return [getattr(factor, name) for name in KINDS[spec(factor).kind][1]]
 
 
+def _memory(tensor: Tensor) -> Hashable:
+    """Equal for tensors that are the same numbers in the same place, as layers with one input have them."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else id(tensor)
+
+
 def _frozen(entry: Any) -> Any:
     return tuple(entry) if isinstance(entry, list) else entry  # what JSON made of a tuple
 
 
-def _describe(factor: Factor, names: Mapping[int, str]) -> tuple[tuple[Any, ...], list[str], list[Any]]:
+def _describe(factor: Factor, names: Mapping[Hashable, str]) -> tuple[tuple[Any, ...], list[str], list[Any]]:
     rest: list[Any] = [factor.n, factor.r] if isinstance(factor, Rows) else [factor.sizes] if isinstance(factor, Packed) else []
-    return astuple(spec(factor)), [names[id(t)] for t in _tensors(factor)], rest
+    return astuple(spec(factor)), [names[_memory(t)] for t in _tensors(factor)], rest
