@@ -1,6 +1,5 @@
 """A linearised network: its outputs are those of the Jacobian, its kernel stands still, its training is the closed form."""
 
-import warnings
 
 import pytest
 import torch
@@ -130,15 +129,6 @@ def test_the_fused_layer_of_torch():
     with torch.no_grad():
         torch.testing.assert_close(linear(X), model(X)[:, 0] + J @ flat(tau))
     assert torch.backends.mha.get_fastpath_enabled() == before
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("transformers", reason="not installed; driftway does not need it")
-        module.logging.set_verbosity_error()
-        return module
 
 
 def language_model(transformers, name, attention):

@@ -1,7 +1,6 @@
 """Task vectors: their algebra, what they do to weights, and their folders, ours and that of transformers and mergekit."""
 
 import json
-import warnings
 from copy import deepcopy
 
 import pytest
@@ -164,15 +163,6 @@ def test_a_task_vector_is_read_back(tmp_path):
     assert (back - tau).norm() == 0
     with pytest.raises(InputError, match=r"^folder: expected a model folder"):
         TaskVector.load(tmp_path / "none")
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("transformers", reason="not installed; driftway does not need it")
-        module.logging.set_verbosity_error()
-        return module
 
 
 def llama(transformers):

@@ -121,15 +121,6 @@ MODELS = {  # kind, configuration, tolerance
 # Llama computes its norms and its softmax in single precision
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("transformers", reason="not installed; driftway does not need it")
-        module.logging.set_verbosity_error()
-        return module
-
-
 def build(transformers, name, attention="eager", head="ForSequenceClassification", **options):
     kind, sizes, _ = MODELS[name]
     config = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation=attention, **options)

@@ -31,8 +31,6 @@ from torch import Tensor
 from driftway.checks import real, require
 from driftway.finetune.taskvector import TaskVector
 from driftway.kernels import TangentFeatures, gradient_flow
-from driftway.kernels.tangent.contract import placed
-from driftway.kernels.tangent.factors import samples_of
 
 FAR = 2.0  # coefficients beyond which a merge leaves the weights that training visited far behind
 FLAT = 1e-8  # of the largest curvature: below, the data do not fix a direction of c
@@ -133,10 +131,7 @@ def change(features: TangentFeatures, vector: TaskVector) -> Float[Tensor, "n *k
     total = torch.zeros(features.size, dtype=torch.float64, device=features.scores.device)
     for name, tau in vector.tensors.items():
         side = features.side(name)
-        for start, factors in placed(side):
-            for factor in factors:
-                w = tau.to(side.device, side.dtype).reshape(factor.shape)
-                total[start : start + samples_of(factor)] += factor.dot(w)
+        total += side.dot(tau.reshape(side.shape))
     return total.view(n, k) if features.full else total
 
 
@@ -148,13 +143,7 @@ def pulled(features: TangentFeatures, w: Float[Tensor, " N"]) -> TaskVector:
     """
     require(len(w) == features.size, "w", expected=f"{features.size} weights, one for each row of J", got=len(w),
             cure="take them of the features' own Gram matrix")  # fmt: skip
-    found: dict[str, Tensor] = {}
-    for name, shape in features.shapes.items():
-        side = features.side(name)
-        v = w.to(side.device, side.dtype)
-        parts = [factor.combine(v[i : i + samples_of(factor)]) for i, factors in placed(side) for factor in factors]
-        found[name] = torch.stack(parts).sum(0).reshape(shape)
-    return TaskVector(found)
+    return TaskVector({name: features.side(name).combine(w).reshape(shape) for name, shape in features.shapes.items()})
 
 
 def sample_weights(K: Float[Tensor, "N N"], residual: Float[Tensor, "n *k"], *, eta: float | int = math.inf,

@@ -10,7 +10,8 @@ Three ways, the cheapest for each parameter:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from math import prod
 from typing import TypeVar
@@ -43,6 +44,30 @@ class Side:
     load: Load
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a gradient."""
+        known = next(iter(self.specs))
+        return known.r, known.c
+
+    def held(self) -> "Side":
+        """The same with its factors in memory, for those who go through them more than once."""
+        return replace(self, load=partial(iter, list(self.load())))
+
+    def dot(self, w: Float[Tensor, "r c"]) -> Float[Tensor, " n"]:
+        """<g_i, w> for every sample, in float64."""
+        out, w = torch.zeros(self.n, dtype=torch.float64, device=self.device), w.to(self.device, self.dtype)
+        for start, factors in placed(self):
+            for factor in factors:
+                out[start : start + samples_of(factor)] += factor.dot(w)
+        return out
+
+    def combine(self, v: Float[Tensor, " n"]) -> Float[Tensor, "r c"]:
+        """sum_i v_i g_i."""
+        v = v.to(self.device, self.dtype)
+        parts = [factor.combine(v[start : start + samples_of(factor)]) for start, factors in placed(self) for factor in factors]
+        return torch.stack(parts).sum(0)
 
 
 def add_inner(K: Float[Tensor, "n m"], x: Side, y: Side | None, *, room: Tensor, share: tuple[int, int] = (0, 1),
@@ -98,7 +123,7 @@ def _even(start: int, stop: int, most: int, *, unit: int = 1) -> Iterator[slice]
 
 def _by_forming(K: Tensor, x: Side, y: Side | None, specs: Set[Spec], room: Tensor, share: tuple[int, int],
                 change: tuple[Callable[[Tensor], Tensor], ...]) -> None:  # fmt: skip
-    c, room = next(iter(specs)).c, room.flatten()
+    c, room = x.shape[1], room.flatten()
     first = room.numel() * x.n // (x.n + y.n) if y else room.numel()
     for rows in _own(share, chunks(specs, first // (x.n * c))):
         G = formed(x, rows, c, room[:first])

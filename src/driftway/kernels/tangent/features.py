@@ -8,7 +8,7 @@ Weinberger et al., 2009). Its inner products have the expectation K_ij and a var
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 from time import monotonic
 
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from driftway.checks import choice, count, require
 from driftway.kernels.base import require_memory
-from driftway.kernels.tangent.contract import Side, add_inner, chunks, formed, placed
-from driftway.kernels.tangent.factors import samples_of
+from driftway.kernels.tangent.contract import Side, add_inner, chunks, formed
 from driftway.kernels.tangent.spool import Spool
 from driftway.linalg import SymmetricOperator
 from driftway.parallel import Group
@@ -132,7 +131,7 @@ class TangentFeatures:
         dim, device = count("dim", dim), self.scores.device
         sketch = torch.zeros(dim, self.size, dtype=self.dtype, device=device)
         for name in self.shapes:
-            width = self._width(self.side(name))
+            width = prod(self.side(name).shape)
             place = torch.randint(dim, (width,), generator=generator).to(device)
             signs = (2 * torch.randint(2, (width,), generator=generator) - 1).to(sketch)
             for columns, G in self._formed(name):
@@ -152,24 +151,16 @@ class TangentFeatures:
     def _formed(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Columns of J that belong to one parameter, some at a time, with their place among them."""
         side = self.side(name)
-        c, room = next(iter(side.specs)).c, self.room(self.size)
+        c, room = side.shape[1], self.room(self.size)
         for rows in chunks(side.specs, room.numel() // (self.size * c)):
             yield slice(rows.start * c, rows.stop * c), formed(side, rows, c, room)
-
-    @staticmethod
-    def _width(side: Side) -> int:
-        known = next(iter(side.specs))
-        return known.r * known.c
 
     def _product(self, V: Float[Tensor, "N k"]) -> Float[Tensor, "N k"]:
         out = torch.zeros_like(V)
         for name in self.shapes:
-            side = self.side(name)
-            for v, into in zip(V.to(side.dtype).mT, out.mT, strict=True):
-                parts = [(slice(start, start + samples_of(factor)), factor) for start, factors in placed(side) for factor in factors]
-                w = torch.stack([factor.combine(v[own]) for own, factor in parts]).sum(0)
-                for own, factor in parts:
-                    into[own] += factor.dot(w)
+            side = self.side(name).held()
+            for v, into in zip(V.mT, out.mT, strict=True):
+                into += side.dot(side.combine(v))
         return out
 
 
