@@ -1,15 +1,16 @@
-"""The command line: `driftway transport fit | sample | evaluate` and `driftway demo`."""
+"""The command line: `driftway transport fit | sample | evaluate`, `driftway finetune stop | run` and `driftway demo`."""
 
 import sys
 
 import typer
 
 from driftway.checks import Diverged, InputError
-from driftway.cli import demo, transport
+from driftway.cli import demo, finetune, transport
 from driftway.cli.terminal import fail
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Move samples to where they are needed.")
 app.add_typer(transport.app, name="transport")
+app.add_typer(finetune.app, name="finetune")
 app.command("demo")(demo.demo)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from driftway.report import Evaluation
+from driftway.report import Evaluation, Study, stopping
 from driftway.transport import Certificate, Step
 
 out = Console(highlight=False)
@@ -24,10 +24,7 @@ def fail(message: str, code: int) -> int:
 @contextmanager
 def progress(steps: int | None, max_seconds: float | None, *, shown: bool = True) -> Iterator[Callable[[Step], None]]:
     """A live bar with loss, gap and time left; yields what is to be called with every step."""
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
-    with Progress(*columns, console=err, transient=False, disable=not (shown and err.is_terminal)) as bar:
-        task = bar.add_task("training", total=1.0 if steps or max_seconds else None, shown="")
+    with working("training", shown=shown, total=1.0 if steps or max_seconds else None) as update:
         last, gap = 0.0, ""
 
         def on_step(step: Step) -> None:
@@ -39,9 +36,19 @@ def progress(steps: int | None, max_seconds: float | None, *, shown: bool = True
             last = time.monotonic()
             done = max(step.index / steps if steps else 0.0, step.seconds / max_seconds if max_seconds else 0.0)
             loss = sum(step.losses.values())
-            bar.update(task, completed=min(done, 1.0), shown=f"step {step.index}  loss {loss:.4g}{gap}")
+            update(min(done, 1.0), f"step {step.index}  loss {loss:.4g}{gap}")
 
         yield on_step
+
+
+@contextmanager
+def working(what: str, *, shown: bool = True, total: float | None = 1.0) -> Iterator[Callable[[float, str], None]]:
+    """A live bar; yields what is to be called with the part that is done and a few words. Without a total, it only moves."""
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
+    with Progress(*columns, console=err, transient=False, disable=not (shown and err.is_terminal)) as bar:
+        task = bar.add_task(what, total=total, shown="")
+        yield lambda done, words: bar.update(task, completed=done, shown=words)
         bar.update(task, completed=1.0, total=1.0)
 
 
@@ -53,7 +60,22 @@ def say_certificate(certificate: Certificate, *, proven: bool) -> None:
 
 def say_evaluation(evaluation: Evaluation) -> None:
     """Print the table of quality against steps."""
-    rows = evaluation.rows()
+    _say_table(evaluation.rows())
+
+
+def say_study(study: Study) -> None:
+    """Print what is known of a fine-tuning run before it: spectrum, stop, all rules, and what does not hold."""
+    out.print("; ".join(f"{name} {value}" for name, value in stopping.spectrum_facts(study)), markup=False, soft_wrap=True)
+    _say_table(stopping.rules(study))
+    stop = study.stop
+    out.print(f"lambda {stop.lam:.3g}, {stop.dof:.1f} degrees of freedom")
+    for sentence in stopping.violations(study):
+        out.print(f"- {sentence}", markup=False, soft_wrap=True)
+    for sentence in stopping.verdict(study):
+        out.print(sentence, markup=False, soft_wrap=True, style="bold")
+
+
+def _say_table(rows: list[dict[str, str]]) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values())

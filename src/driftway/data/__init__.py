@@ -5,6 +5,7 @@ from driftway.data.images import ImageSet, read_images
 from driftway.data.labels import Labelled, read_labelled
 from driftway.data.laws import PAIRS, Law, eight_gaussians, moons, s_curve, standard_normal
 from driftway.data.readers import Table, read_table
+from driftway.data.texts import Texts, read_texts
 from driftway.data.writers import writable, write_table
 
 __all__ = [
@@ -13,12 +14,14 @@ __all__ = [
     "Labelled",
     "Law",
     "Table",
+    "Texts",
     "digits",
     "eight_gaussians",
     "moons",
     "read_images",
     "read_labelled",
     "read_table",
+    "read_texts",
     "s_curve",
     "standard_normal",
     "writable",

@@ -8,20 +8,12 @@
 
 (`logistic.working_problem`.) The mean squared error of regression and the mean of k binary losses are those of transformers.
 
-Adam moves a parameter by lr m / v^(1/2), with means m and v of gradients and their squares: no kernel method. What is closest is the
-kernel of signs, K_s(x, x') = <sign g, sign g'> (Malladi et al., 2023, without their sizes), in a time c lr in which the loss begins
-to fall as fast as under Adam. With G the gradient on all rows, v the mean square of gradients on batches, and u = y - p or y - f:
-
-    rate of Adam = sum_p G_p^2 / v_p^(1/2)        rate of the kernel = u.K_s u / n^2        c = their ratio
-
-A part of n rows stands for N: eigenvalues of K/n are those of N rows up to sampling, sigma and the amplitude a are the same, and the noise
-that N rows let through is n/N of that of n: lam = sigma^2 / (N a^2). So more rows stop later.
+Optimizers other than gradient descent have a kernel of their own (metric.py).
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import inf, sqrt
+from dataclasses import dataclass, field, replace
+from math import sqrt
 from time import perf_counter
 from typing import Any
 
@@ -29,23 +21,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from driftway.checks import InputError, require
-from driftway.finetune.flow import Flow
+from driftway.checks import choice, require
+from driftway.finetune.crossfit import Validation, cross_validate
 from driftway.finetune.logistic import working_problem
-from driftway.finetune.noise import fit_noise
-from driftway.finetune.rules import marginal_likelihood, rademacher
+from driftway.finetune.metric import METRICS, evaluating, gradients, inverse, raw_kernel, root_mean_squares, scores, speed
 from driftway.finetune.schedule import Schedule
 from driftway.finetune.stopping import Stop, stopping_time
-from driftway.kernels.tangent import tangent_features, tangent_gram
-from driftway.kernels.tangent.batches import convert
-from driftway.kernels.tangent.outputs import forward
+from driftway.kernels.tangent import tangent_features
 from driftway.kernels.tangent.scope import Scope, select
 from driftway.linalg import eigendecompose
 
 LEAST = 20  # rows below which no stop is computed
 ENOUGH = 64
-ADAM = ("Adam breaks the theory, which is that of gradient descent: the kernel is that of gradient signs, in a time in which the loss "
-        "begins to fall as it does under Adam; the stop is an estimate")  # fmt: skip
+FEW, MANY = 5, 10  # folds for more than WIDE rows, and for fewer
+WIDE = 256
+NOTES = {
+    "gradient": (),
+    "adam": ("Adam breaks the theory, which is that of gradient descent: its division by the size of gradients is taken as one number for "
+             "a tensor; the stop is an estimate",),
+    "sign": ("the optimizer breaks the theory, which is that of gradient descent: the kernel is that of gradient signs, in a time in "
+             "which the loss begins to fall as it does under Adam; the stop is an estimate",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,29 +51,35 @@ class Problem:
     Attributes:
         kernel: not divided by n.
         residual: r.
+        plain: the kernel of the scores; equal to the kernel where the loss is squared.
+        target: y, in the shape of `start`.
+        start: f_0(X), scores.
         raw: `raw_kernel`, to measure drift against.
         scale: eta of a step in units of its learning rate.
         classes: whether the loss is a cross entropy.
         notes: what the theory does not cover, in plain words.
+        metric: of the optimizer.
+        reference: for "adam" (mean of v_p)^(1/2) by name, in the units of the loss.
+        weights: for "adam" w_p by name.
     """
 
     kernel: Float[Tensor, "n n"]
     residual: Float[Tensor, "n *k"]
+    plain: Float[Tensor, "n n"]
+    target: Float[Tensor, "n *k"]
+    start: Float[Tensor, "n *k"]
     raw: Float[Tensor, "n n"]
     scale: float
     classes: bool
     notes: tuple[str, ...]
+    metric: str = "gradient"
+    reference: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
-
-@contextmanager
-def evaluating(model: nn.Module):
-    """Evaluation mode; every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield model.eval()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    def validate(self) -> Validation:
+        """Cross-validation of the time, by the loss that is trained."""
+        folds = FEW if len(self.kernel) > WIDE else MANY
+        return cross_validate(self.plain, self.target, start=self.start, loss="cross_entropy" if self.classes else "squared", folds=folds)
 
 
 def affordable(model: nn.Module, batches: Sequence[Mapping[str, Any]], *, budget: float, scope: Scope = "trainable",
@@ -98,7 +100,7 @@ def affordable(model: nn.Module, batches: Sequence[Mapping[str, Any]], *, budget
     """
     times = []
     with evaluating(model), torch.no_grad():
-        _scores(model, batches[0])
+        scores(model, batches[0])
     with evaluating(model):
         for batch in batches:
             start = perf_counter()
@@ -113,7 +115,7 @@ def affordable(model: nn.Module, batches: Sequence[Mapping[str, Any]], *, budget
     return min(int((sqrt(line**2 + 4 * square * budget) - line) / (2 * square)), most), line
 
 
-def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tensor, *, scope: Scope = "trainable", adaptive: bool = False,
+def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tensor, *, scope: Scope = "trainable", metric: str = "gradient",
             batch: int = 32, initial: Tensor | None = None) -> Problem:  # fmt: skip
     """The problem of a model that maps each row to scores, and one label a row.
 
@@ -122,7 +124,7 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
         batches: inputs.
         labels: (n,) class numbers, or (n,) or (n, k) numbers.
         scope: what is trained.
-        adaptive: whether the optimizer divides by the size of gradients (Adam and its kin).
+        metric: "gradient", "adam" or "sign": of the optimizer.
         batch: rows of a training step.
         initial: (n, k) f_0 in place of the model's, such as `Head.initial`, out of fold.
 
@@ -131,7 +133,7 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
     """
     device = next(iter(select(model, scope).values())).device
     with evaluating(model), torch.no_grad():
-        f = torch.cat([_scores(model, part) for part in batches]).float() if initial is None else initial.float().to(device)
+        f = torch.cat([scores(model, part) for part in batches]).float() if initial is None else initial.float().to(device)
     y, k = labels.to(device), f.shape[1]
     require(len(y) == len(f) and (y.ndim == 1 or y.shape[1:] in ((k,), (1,))), "labels",
             expected=f"one label for each of the {len(f)} rows, (n,) or (n, {k})", got=f"shape {tuple(y.shape)}",
@@ -154,21 +156,29 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
         p = f.sigmoid()
         u, scale = target - p, float((p * (1 - p)).mean()) / k
     notes = [f"the residual y - p of {k} binary losses stands for a squared loss"] if multi else []
-    raw = raw_kernel(model, batches, scope=scope, adaptive=adaptive, classes=classes)
-    kernel = raw / share
-    if adaptive:
-        notes.append(ADAM)
-        kernel, scale = kernel * _speed(model, batches, u, kernel, scope, batch, classes), 1.0
+    reference, weights, time = {}, {}, scale
+    if choice("metric", metric, METRICS) != "gradient":
+        mean, square = gradients(model, batches, u, scope=scope, batch=batch, classes=classes)
+        roots, time = root_mean_squares(square), 1.0
+        reference, weights = {name: scale * v for name, v in roots.items()}, inverse(roots)
+        notes.extend(NOTES[metric])
+    raw = raw_kernel(model, batches, scope=scope, metric=metric, weights=weights, classes=classes)
+    plain = raw / share
+    if metric == "sign":
+        plain = plain * speed(mean, square, u, plain)
     require(float(raw.diagonal().max()) > 0, "model", expected="scores that depend on what is trained", got="gradients of zero",
             cure="start from a head that is not zero, or train the head too")  # fmt: skip
+    own = (metric, reference if metric == "adam" else {}, weights if metric == "adam" else {})
     if not classes:
-        return Problem(kernel, u.double().squeeze(1) if u.shape[1] == 1 else u.double(), raw, scale, classes, tuple(notes))
-    K, r = working_problem(kernel, target.double(), start=f.double())
-    return Problem(K, r, raw, scale, classes, tuple(notes))
+        r, goal, start = (part.double().squeeze(1) if part.shape[1] == 1 else part.double() for part in (u, target, f))
+        goal, start = (r, torch.zeros_like(r)) if multi else (goal, start)
+        return Problem(plain, r, plain, goal, start, raw, time, classes, tuple(notes), *own)
+    K, r = working_problem(plain, target.double(), start=f.double())
+    return Problem(K, r, plain, target.double(), f.double(), raw, time, classes, tuple(notes), *own)
 
 
-def find_stop(found: Problem, rule: str = "marginal_likelihood", *, schedule: Schedule, rows: int, batch: int, sigma: float | None = None,
-              radius: float | None = None) -> Stop:  # fmt: skip
+def find_stop(found: Problem, rule: str = "cross_validation", *, schedule: Schedule, rows: int, batch: int, sigma: float | None = None,
+              radius: float | None = None, validation: Validation | None = None) -> Stop:  # fmt: skip
     """The stop of training on `rows` rows, from a problem with a part of them.
 
     Args:
@@ -179,71 +189,12 @@ def find_stop(found: Problem, rule: str = "marginal_likelihood", *, schedule: Sc
         batch: rows of a step.
         sigma: see `stopping_time`.
         radius: see `stopping_time`.
+        validation: `found.validate()`, where it is known.
 
     Raises:
         InputError: see `stopping_time`.
     """
-    spectrum, residual = eigendecompose(found.kernel.cpu()), found.residual.cpu()
-    stop = stopping_time(spectrum, residual, rule, sigma=sigma, radius=radius, schedule=schedule, rows=rows, batch=batch)
-    notes, n = [*found.notes], spectrum.size
-    if rows > n:
-        flow = Flow(spectrum, residual)
-        if rule in ("marginal_likelihood", "rademacher"):
-            eta = marginal_likelihood(flow, lam=fit_noise(flow, sigma=sigma).lam(rows)) if rule == "marginal_likelihood" else rademacher(
-                flow, sigma=stop.sigma * sqrt(n / rows), radius=stop.radius)  # fmt: skip
-            notes.append(f"the kernel is that of {n} of {rows} rows: sigma and R are theirs, and the time was carried over to all rows")
-            stop = replace(stop, eta=eta, steps=schedule.steps_for(eta), epochs=schedule.epochs_for(eta, rows, batch),
-                           lam=1 / eta if eta else inf, dof=float(flow.dof(eta)))  # fmt: skip
-        else:
-            notes.append(f"the time is that of {n} of {rows} rows, which is early for all of them; marginal_likelihood carries it over")
-    return replace(stop, violations=(*stop.violations, *notes))
-
-
-def raw_kernel(model: nn.Module, batches: Sequence[Mapping[str, Any]], *, scope: Scope = "trainable", adaptive: bool = False,
-               classes: bool = True) -> Float[Tensor, "n n"]:  # fmt: skip
-    """The kernel before weights and time, summed over scores; for classes of the contrast f_1 - f_0, or of centred scores."""
-    with evaluating(model):
-        return tangent_gram(model, [dict(part) for part in batches], scope=scope, forward=_contrast if classes else forward,
-                            sign="both" if adaptive else "none")  # fmt: skip
-
-
-def _scores(model: nn.Module, part: Mapping[str, Any]) -> Float[Tensor, "n k"]:
-    weight = next(model.parameters())
-    out = forward(model, convert({name: entry for name, entry in part.items() if name not in ("label", "labels")},
-                                 weight.dtype, weight.device))  # fmt: skip
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2):
-        got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise InputError("model", expected="one row of scores for each example", got=got,
-                         cure="use a model that scores whole rows, e.g. AutoModelForSequenceClassification")  # fmt: skip
-    return out if out.ndim == 2 else out[:, None]
-
-
-def _contrast(model: nn.Module, batch: Any) -> Tensor:
-    out = forward(model, batch)
-    return out[:, 1] - out[:, 0] if out.shape[1] == 2 else out - out.mean(1, keepdim=True)
-
-
-def _speed(model: nn.Module, batches: Sequence[Mapping[str, Any]], u: Tensor, K: Tensor, scope: Scope, batch: int,
-           classes: bool) -> float:  # fmt: skip
-    """c."""
-    parameters = list(select(model, scope).values())
-    mean = [torch.zeros_like(p) for p in parameters]
-    square = [torch.zeros_like(p) for p in parameters]
-    part, held, done, n = [torch.zeros_like(p) for p in parameters], 0, 0, len(u)
-    for rows in batches:
-        with evaluating(model), torch.enable_grad():
-            f = _contrast(model, convert(dict(rows), parameters[0].dtype, parameters[0].device)) if classes else _scores(model, rows)
-            own = u[done : done + len(f)].to(f)
-            gradients = torch.autograd.grad((own * f.reshape(own.shape)).sum(), parameters, allow_unused=True)
-        for total, gradient in zip(part, gradients, strict=True):
-            total += 0 if gradient is None else gradient
-        held, done = held + len(f), done + len(f)
-        if held >= batch or done == n:
-            for m, s, g in zip(mean, square, part, strict=True):
-                m += g / n
-                s += g.square() / held / n
-                g.zero_()
-            held = 0
-    adam = sum(float((m.square() / s.sqrt().clamp_min(1e-12)).sum()) for m, s in zip(mean, square, strict=True))
-    columns = u.double().reshape(n, -1)
-    return adam * n**2 / max(float((columns * (K @ columns)).sum()), 1e-300)
+    validation = validation or found.validate()
+    stop = stopping_time(eigendecompose(found.kernel.cpu()), found.residual.cpu(), rule, sigma=sigma, radius=radius, schedule=schedule,
+                         rows=rows, batch=batch, validation=validation, adaptive=found.metric == "adam")  # fmt: skip
+    return replace(stop, violations=(*stop.violations, *found.notes))

@@ -5,11 +5,16 @@
     sure                 the least Stein estimate of the risk
     gcv                  the least generalised cross validation score; needs no sigma
     marginal_likelihood  nearest to the posterior mean of f ~ N(0, a^2 K)
+    cross_validation     the least loss of rows held out of the kernel in turn; needs no sigma
     holdout              the least error on rows that were held out of the kernel
     oracle               the least error against the true f, for simulations
 
 Each rule is a function of `rules.py`. The time does not depend on how it is walked: T is the last step of a schedule with eta_T <= eta.
 sigma and R are estimated together, by maximum likelihood, unless they are given.
+
+A kernel of n rows may stand for N: eigenvalues of K/n are those of N rows up to sampling, sigma and the amplitude a are the same, and the
+noise that N rows let through is n/N of that of n: lam = sigma^2 / (N a^2), and sigma (n/N)^(1/2) in the plain rule. So more rows stop
+later. The times of the other rules grow by the same factor as that of marginal_likelihood does.
 """
 
 import math
@@ -22,12 +27,13 @@ from torch import Tensor
 
 from driftway.checks import InputError, choice, count, real
 from driftway.finetune import rules
+from driftway.finetune.crossfit import Validation, cross_validate
 from driftway.finetune.flow import Curves, Flow
 from driftway.finetune.noise import Noise, fit_noise
 from driftway.finetune.schedule import Schedule
 from driftway.linalg import Spectrum, fit_decay
 
-RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "holdout", "oracle")
+RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "cross_validation", "holdout", "oracle")
 FEW = 50  # rows below which sigma and R are guesses
 BARE = 1e-3  # negative eigenvalues of this part of the trace are more than rounding
 
@@ -50,6 +56,8 @@ class Stop:
         curves: bias, variance, complexity and more, along the flow.
         sensitivity: the time that the rule would choose, had R (or sigma, for rules without R) half or twice the size.
         violations: assumptions that do not hold, in plain words.
+        validation: losses along the path, on training rows and on rows held out of the kernel; None for rules other than cross_validation,
+            unless it was given.
     """
 
     rule: str
@@ -65,6 +73,7 @@ class Stop:
     curves: Curves
     sensitivity: dict[str, float]
     violations: tuple[str, ...]
+    validation: Validation | None = None
 
 
 @torch.no_grad()
@@ -72,7 +81,8 @@ def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str
                   sigma: float | int | None = None, radius: float | int | None = None, schedule: Schedule | None = None,
                   rows: int | None = None, batch: int | None = None, tau: float | int = 1.0,
                   held: tuple[Tensor, Tensor] | None = None,
-                  truth: Float[Tensor, "n *k"] | None = None) -> Stop:  # fmt: skip
+                  truth: Float[Tensor, "n *k"] | None = None, validation: Validation | None = None,
+                  adaptive: bool = False) -> Stop:  # fmt: skip
     """The time to stop at.
 
     Args:
@@ -87,6 +97,8 @@ def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str
         tau: of the discrepancy rule.
         held: K(x_held, x_train), shape (m, n), and y - f_0 of the m held rows, for "holdout".
         truth: f(X) - f_0(X), for "oracle".
+        validation: for "cross_validation", where the loss is not the squared one.
+        adaptive: whether steps are those of Adam, whose time runs faster as gradients shrink (crossfit.py).
 
     Raises:
         InputError: if the rule is unknown or lacks what it needs, or a number or shape does not fit.
@@ -95,25 +107,30 @@ def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str
     tau, radius = real("tau", tau, least=0, strict=True), None if radius is None else real("radius", radius, least=0, strict=True)
     noise = fit_noise(flow, sigma=sigma)
     used = noise.radius if radius is None else radius
-    chosen = _rule(rule, flow, noise, tau, held, truth)
+    if rule == "cross_validation" and validation is None:
+        validation = cross_validate(spectrum.matrix(), residual.double())
+    total, carried = n if rows is None else count("rows", rows), []
+    chosen = _rule(rule, flow, noise, tau, held, truth, validation)
     eta = chosen(noise.sigma, used, noise.lam(n))
-    steps = schedule.steps_for(eta) if schedule else None
-    epochs = None
-    if schedule and steps is not None:
-        total = count("rows", n if rows is None else rows)
-        epochs = schedule.epochs_for(eta, total, total if batch is None else count("batch", batch))
+    if total > n:
+        eta = _carry(rule, eta, flow, noise, used, total)
+        carried = [f"the kernel is that of {n} of {total} rows: sigma and R are theirs, and the time was carried over to all rows"]
+    clock = validation.steps_time(eta) if adaptive and validation and math.isfinite(eta) else eta
+    steps = schedule.steps_for(clock) if schedule else None
+    epochs = schedule.epochs_for(clock, total, total if batch is None else count("batch", batch)) if schedule else None
     at = flow.risk(torch.tensor([0.0, eta, math.inf], dtype=flow.mu.dtype), sigma=noise.sigma, truth=truth).tolist()
     return Stop(
         rule, eta, steps, epochs, lam=1 / eta if eta else math.inf, dof=float(flow.dof(eta)), sigma=noise.sigma, radius=used,
         found=noise.found if radius is None else f"{noise.found}; R = {radius:.3g} was given and took the place of {noise.radius:.3g}",
         risk=(at[0], at[1], at[2]), curves=flow.curves(flow.times(200), sigma=noise.sigma, radius=used, truth=truth),
         sensitivity=_sensitivity(rule, chosen, noise.sigma, used, noise.lam(n)),
-        violations=(*_spectral(spectrum), *_statistical(flow, noise, used, truth), *_practical(spectrum, schedule, eta)),
+        violations=(*_spectral(spectrum), *_statistical(flow, noise, used, truth), *_practical(spectrum, schedule, clock), *carried),
+        validation=validation,
     )  # fmt: skip
 
 
 def _rule(rule: str, flow: Flow, noise: Noise, tau: float, held: tuple[Tensor, Tensor] | None,
-          truth: Tensor | None) -> Callable[[float, float, float], float]:  # fmt: skip
+          truth: Tensor | None, validation: Validation | None) -> Callable[[float, float, float], float]:  # fmt: skip
     """The rule as a function of sigma, R and lam."""
     if rule == "holdout":
         if held is None:
@@ -123,6 +140,8 @@ def _rule(rule: str, flow: Flow, noise: Noise, tau: float, held: tuple[Tensor, T
         if truth is None:
             raise InputError("truth", expected="f(X) - f_0(X) for the rule oracle", got="None", cure="choose a rule that needs no truth")
         return lambda sigma, radius, lam: rules.oracle(flow, truth=truth)
+    if validation is not None and rule == "cross_validation":
+        return lambda sigma, radius, lam: validation.best
     return {
         "rademacher": lambda sigma, radius, lam: rules.rademacher(flow, sigma=sigma, radius=radius),
         "discrepancy": lambda sigma, radius, lam: rules.discrepancy(flow, sigma=sigma, tau=tau),
@@ -130,6 +149,17 @@ def _rule(rule: str, flow: Flow, noise: Noise, tau: float, held: tuple[Tensor, T
         "gcv": lambda sigma, radius, lam: rules.gcv(flow),
         "marginal_likelihood": lambda sigma, radius, lam: rules.marginal_likelihood(flow, lam=lam),
     }[rule]
+
+
+def _carry(rule: str, eta: float, flow: Flow, noise: Noise, radius: float, rows: int) -> float:
+    """The time for more rows than those of the kernel."""
+    n = flow.spectrum.size
+    if rule == "rademacher":
+        return rules.rademacher(flow, sigma=noise.sigma * math.sqrt(n / rows), radius=radius)
+    few, many = (rules.marginal_likelihood(flow, lam=noise.lam(size)) for size in (n, rows))
+    if rule == "marginal_likelihood":
+        return many
+    return eta * many / few if few > 0 and math.isfinite(many) else eta
 
 
 def _sensitivity(rule: str, chosen: Callable[[float, float, float], float], sigma: float, radius: float, lam: float) -> dict[str, float]:

@@ -1,10 +1,16 @@
 """A callback of transformers' Trainer that stops training at the time computed from the tangent kernel, without a validation set.
 
-    eta = sum over steps of  scale x lr / (1 - momentum) x clipping        stop before the first step that would pass the stop's eta
+    eta = sum over steps of  scale x lr x clipping x growth / (1 - momentum)      gradient descent
+    eta = sum over steps of  lr x clipping x growth x pace                        Adam
 
-The scale belongs to the loss (see probe.py). Momentum multiplies the step of plain gradient descent by 1 / (1 - momentum) once it has built
-up. Clipping divides a step by the norm of its gradient where that is too large. Under Adam neither matters, and eta is the sum of
-learning rates.
+Training stops before the first step that would pass the stop's eta. The scale belongs to the loss (probe.py), the pace to Adam (metric.py).
+Momentum multiplies the step of plain gradient descent by 1 / (1 - momentum) once it has built up. Clipping divides a step by the norm of
+its gradient where that is too large. Growth is that of the kernel: on a few rows it is computed again and again as training goes on, and
+
+    growth = tr(C K_t C) / tr(C K_0 C),   C = I - 1 1^T / m
+
+tells how much faster scores move than at the start, as they do where a new head begins small. The first warns too, where K_t / K_0 is no
+longer a number and the regime of the theory is left.
 """
 
 import logging
@@ -17,7 +23,8 @@ from torch import Tensor, nn
 
 from driftway.checks import InputError, choice, count, real, require
 from driftway.finetune.intake import PASS, collated, dataset, rates, unlike
-from driftway.finetune.probe import ENOUGH, LEAST, affordable, find_stop, problem, raw_kernel
+from driftway.finetune.metric import METRICS, metric_of, pace, raw_kernel, spread
+from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem
 from driftway.finetune.schedule import Schedule
 from driftway.finetune.stopping import RULES, Stop
 from driftway.parallel import launched
@@ -29,8 +36,8 @@ except ImportError:
                      cure="pip install 'driftway[finetune]'") from None  # fmt: skip
 
 log = logging.getLogger(__name__)
-SAVED = ("eta", "scale", "adaptive", "classes", "stop_eta", "stop_step", "report", "probe_rows", "probe_kernel", "drifts", "clipped",
-         "warned")  # fmt: skip
+SAVED = ("eta", "scale", "metric", "classes", "stop_eta", "stop_step", "report", "probe_rows", "probe_kernel", "drifts", "clipped",
+         "warned", "growth", "reference", "weights")  # fmt: skip
 
 
 class SpectralStopping(TrainerCallback, ExportableState):
@@ -40,7 +47,8 @@ class SpectralStopping(TrainerCallback, ExportableState):
         rule: of `stopping_time`; one that needs neither held rows nor a truth.
         budget: seconds for the kernel; as many training rows are taken as that is enough for.
         rows: the most rows.
-        sign: "auto" takes the kernel of signs for optimizers other than SGD; "none" and "both" decide.
+        metric: "auto" takes that of the optimizer: "gradient" for SGD, "adam" where there are running means of squared gradients, "sign"
+            for others.
         sigma: standard deviation of the noise; estimated if None.
         radius: R; estimated if None.
         initial: (N, k) f_0 of the whole training set, in its order, in place of the model's: `Head.initial`.
@@ -51,6 +59,7 @@ class SpectralStopping(TrainerCallback, ExportableState):
 
     Attributes:
         stop: the `Stop`; None before training and in a run that was resumed.
+        problem: the `Problem` that it is the stop of; likewise.
         eta: time trained.
         stop_eta: time to stop at.
         stop_step: predicted step; None if the schedule does not tell.
@@ -59,7 +68,7 @@ class SpectralStopping(TrainerCallback, ExportableState):
         report: plain sentences: what was computed, and what the theory does not cover.
     """
 
-    def __init__(self, rule: str = "marginal_likelihood", *, budget: float | int = 120.0, rows: int = 1024, sign: str = "auto",
+    def __init__(self, rule: str = "cross_validation", *, budget: float | int = 120.0, rows: int = 1024, metric: str = "auto",
                  sigma: float | int | None = None, radius: float | int | None = None, initial: Tensor | None = None,
                  drift_every: int | None = None, drift_limit: float | int = 0.5, drift_rows: int = 16, seed: int = 0) -> None:  # fmt: skip
         """Check.
@@ -70,7 +79,7 @@ class SpectralStopping(TrainerCallback, ExportableState):
         usable = [name for name in RULES if name not in ("holdout", "oracle")]
         self.args: dict[str, Any] = {
             "rule": choice("rule", rule, usable), "budget": real("budget", budget, least=0, strict=True),
-            "rows": count("rows", rows, least=LEAST), "sign": choice("sign", sign, ("auto", "none", "both")),
+            "rows": count("rows", rows, least=LEAST), "metric": choice("metric", metric, ("auto", *METRICS)),
             "sigma": None if sigma is None else real("sigma", sigma, least=0, strict=True),
             "radius": None if radius is None else real("radius", radius, least=0, strict=True),
             "drift_every": None if drift_every is None else count("drift_every", drift_every, least=0),
@@ -106,7 +115,7 @@ class SpectralStopping(TrainerCallback, ExportableState):
             if state.is_world_process_zero:
                 for sentence in self.report:
                     log.info(sentence)
-        if self._reached(self._rate(optimizer)):
+        if self._reached(self._step(model, optimizer)):
             warnings.warn("SpectralStopping: the time to stop is not more than the step at hand; training ends after one step, which "
                           "the Trainer always takes", stacklevel=2)  # fmt: skip
 
@@ -119,10 +128,10 @@ class SpectralStopping(TrainerCallback, ExportableState):
             self._factor = min(1.0, args.max_grad_norm / (norm + 1e-6))
             self.clipped += self._factor < 1
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
         """Add the step to eta: the schedule has not moved yet, so the learning rate is that of the step."""
         if not getattr(optimizer, "step_was_skipped", False):
-            self.eta += self._rate(optimizer) * self._factor
+            self.eta += self._step(model, optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, train_dataloader: Any = None,
                     **kwargs: Any) -> None:  # fmt: skip
@@ -131,8 +140,9 @@ class SpectralStopping(TrainerCallback, ExportableState):
         if every is None:
             every = max(min(self.stop_step or state.max_steps, state.max_steps) // 10, 1)
         if every and state.global_step % every == 0:
-            self._measure(state.global_step, model, train_dataloader)
-        if self._reached(self._rate(optimizer) * self._factor):
+            with torch.random.fork_rng(devices=[]):
+                self._measure(state.global_step, model, train_dataloader)
+        if self._reached(self._step(model, optimizer)):
             self._stopped = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -151,7 +161,12 @@ class SpectralStopping(TrainerCallback, ExportableState):
 
     def _clear(self) -> None:
         self.stop: Stop | None = None
-        self.eta, self.scale, self.adaptive, self.classes = 0.0, 1.0, False, False
+        self.problem: Problem | None = None
+        self.eta, self.scale, self.metric, self.classes = 0.0, 1.0, "gradient", False
+        self.growth = 1.0
+        self.reference: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+        self._names: dict[int, str] = {}
         self.stop_eta, self.stop_step = math.nan, None
         self.report: list[str] = []
         self.probe_rows: list[int] = []
@@ -174,64 +189,68 @@ class SpectralStopping(TrainerCallback, ExportableState):
         require(min(n, N) >= LEAST, "budget", expected=f"time for at least {LEAST} rows", got=f"{self.args['budget']:g} s, enough for {n}",
                 cure=f"pass budget={math.ceil(2 * ENOUGH * each)} or more, or narrow what is trained")  # fmt: skip
         n = min(n, N)
-        budget = f"budget={self.args['budget']:g} s allows"
-        limit = {self.args["rows"]: "the argument rows allows", N: "the training set has"}.get(n, budget)
-        few = [f"the kernel is that of {n} rows, fewer than {ENOUGH}: {limit} no more"] if n < ENOUGH else []
-        if few:
-            warnings.warn(f"SpectralStopping: {few[0]}", stacklevel=3)
+        if n < ENOUGH:
+            limit = {self.args["rows"]: "the argument rows allows", N: "the training set has"}.get(n)
+            self._warn(f"the kernel is that of {n} rows, fewer than {ENOUGH}: {limit or 'the budget allows'} no more")
         batches, labels = collated(loader, order[:n])
         inner = getattr(optimizer, "optimizer", optimizer)
-        self.adaptive = self.args["sign"] == "both" or (self.args["sign"] == "auto" and not isinstance(inner, torch.optim.SGD))
+        self.metric = metric_of(inner) if self.args["metric"] == "auto" else self.args["metric"]
         initial = None if self.initial is None else self.initial[order[:n]]
-        found = problem(model, batches, labels, adaptive=self.adaptive, batch=batch, initial=initial)
-        self.scale, self.classes = found.scale, found.classes
+        self.problem = found = problem(model, batches, labels, metric=self.metric, batch=batch, initial=initial)
+        self.scale, self.classes, self.reference, self.weights = found.scale, found.classes, dict(found.reference), dict(found.weights)
         steps, guessed = rates(lr_scheduler, optimizer, state.max_steps)
         schedule = Schedule(steps, self.scale * self._boost(optimizer))
         known = {name: self.args[name] for name in ("sigma", "radius")}
-        stop = find_stop(found, self.args["rule"], schedule=schedule, rows=N, batch=batch, **known)
-        self.stop = stop = group.gather(stop)[0]
+        self.stop = stop = group.gather(find_stop(found, self.args["rule"], schedule=schedule, rows=N, batch=batch, **known))[0]
         self.stop_eta, self.stop_step = stop.eta, stop.steps
-        if stop.eta == 0 and n < N:
-            self.stop_eta, self.stop_step = math.inf, None
-            few.append(f"no signal stands out from noise in {n} of {N} rows, so that training is not stopped: take more rows or budget")
-            warnings.warn(f"SpectralStopping: {few[-1]}", stacklevel=3)
-        end = schedule.eta(state.max_steps)
         epoch = "" if stop.epochs is None else f", epoch {stop.epochs:.3g}"
-        self.report = [
-            f"stop at eta {stop.eta:.4g} ({stop.rule}; {n} of {N} rows): step {stop.steps}{epoch}",
-            *([] if end >= stop.eta else [f"the schedule ends at eta {end:.4g} after {state.max_steps} steps, before the stop"]),
-            *few, *stop.violations, *guessed, *unlike(args, optimizer, self.adaptive)]  # fmt: skip
+        self.report.insert(0, f"stop at eta {stop.eta:.4g} ({stop.rule}; {n} of {N} rows): step {stop.steps}{epoch}")
+        if stop.eta == 0:
+            self.stop_eta, self.stop_step = math.inf, None
+            self._warn(f"no signal stands out from noise in the kernel of {n} of {N} rows, so that training is not stopped: take more rows, "
+                       "or check whether the labels can be told from the inputs at all")  # fmt: skip
+        end = schedule.eta(state.max_steps)
+        if end < self.stop_eta < math.inf:
+            self.report.append(f"the schedule ends at eta {end:.4g} after {state.max_steps} steps, before the stop")
+        self.report += [*stop.violations, *guessed, *unlike(args, optimizer, self.metric != "gradient")]
         m = min(self.args["drift_rows"], n)
         self.probe_rows = order[:m]
         self.probe_kernel = found.raw[:m, :m].tolist()
 
     def _measure(self, step: int, model: nn.Module, loader: Any) -> None:
         start = torch.tensor(self.probe_kernel, dtype=torch.float64)
-        with torch.random.fork_rng(devices=[]):
-            K = raw_kernel(model, collated(loader, self.probe_rows)[0], adaptive=self.adaptive, classes=self.classes).to(start.device)
-        change = float((K - start).norm() / start.norm())
+        K = raw_kernel(model, collated(loader, self.probe_rows)[0], metric=self.metric, weights=self.weights,
+                       classes=self.classes).to(start.device)  # fmt: skip
+        change, before = float((K - start).norm() / start.norm()), spread(start)
+        self.growth = spread(K) / before if before > 0 else 1.0
         self.drifts.append([step, change])
         if change > self.args["drift_limit"] and not self.warned:
             self.warned = True
-            sentence = (f"the kernel has changed by {100 * change:.0f} % at step {step}: the linear regime, which the stop is computed "
-                        "for, is left; a smaller learning rate keeps longer to it")  # fmt: skip
-            self.report.append(sentence)
-            warnings.warn(f"SpectralStopping: {sentence}", stacklevel=3)
+            self._warn(f"the kernel has changed by {100 * change:.0f} % at step {step}: the linear regime, which the stop is computed for, "
+                       "is left; a smaller learning rate keeps longer to it")  # fmt: skip
+
+    def _warn(self, sentence: str) -> None:
+        self.report.append(sentence)
+        warnings.warn(f"SpectralStopping: {sentence}", stacklevel=4)
 
     def _boost(self, optimizer: Any) -> float:
         group = optimizer.param_groups[0]
-        return 1.0 if self.adaptive else (1 - group.get("dampening", 0)) / (1 - group.get("momentum", 0))
+        return 1.0 if self.metric != "gradient" else (1 - group.get("dampening", 0)) / (1 - group.get("momentum", 0))
 
-    def _rate(self, optimizer: Any) -> float:
-        return self.scale * float(optimizer.param_groups[0]["lr"]) * self._boost(optimizer)
+    def _step(self, model: nn.Module, optimizer: Any) -> float:
+        """What one step adds to eta."""
+        own = 1.0
+        if self.metric == "adam":
+            self._names = self._names or {id(p): name for name, p in model.named_parameters()}
+            own = pace(getattr(optimizer, "optimizer", optimizer), self._names, self.reference)
+        return self.scale * float(optimizer.param_groups[0]["lr"]) * self._boost(optimizer) * self._factor * self.growth * own
 
     def _reached(self, step: float) -> bool:
         return self.eta + step > self.stop_eta * (1 + 1e-9)
 
     def _watch(self, args: Any, model: nn.Module, optimizer: Any) -> None:
         """Record the norms of gradients before they are clipped."""
-        descent = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.SGD)
-        if not (args.max_grad_norm and descent) or args.world_size > 1 or args.fp16:
+        if not args.max_grad_norm or metric_of(getattr(optimizer, "optimizer", optimizer)) == "sign" or args.world_size > 1 or args.fp16:
             return
         for p in model.parameters():
             if p.requires_grad:

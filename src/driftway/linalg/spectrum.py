@@ -141,6 +141,16 @@ class Spectrum:
         lower, upper = self.dimension_bounds(lam)
         return (lower + upper) / 2
 
+    def matrix(self) -> Float[Tensor, "n n"]:
+        """K, of the values that are known.
+
+        Raises:
+            InputError: if there are no vectors.
+        """
+        require(self.vectors is not None, "spectrum", expected="eigenvectors", got="none", cure="take it from eigendecompose or lanczos")
+        U = self.vectors
+        return self.size * (U * self.values) @ U.mT if U is not None else self.values
+
     def coordinates(self, y: Tensor) -> Tensor:
         """U^T y / sqrt(n), in float64: (k,) for y (n,), and (k, m) for y (n, m).
 

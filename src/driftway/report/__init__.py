@@ -10,10 +10,14 @@ from driftway.report.plots import (
     draw_samples,
     draw_trajectories,
 )
+from driftway.report.stopping import Training, write_stopping_report
+from driftway.report.study import Study, load_study, save_study
 
 __all__ = [
     "Evaluation",
     "Quality",
+    "Study",
+    "Training",
     "draw_certificate",
     "draw_landscape",
     "draw_neighbours",
@@ -22,5 +26,8 @@ __all__ = [
     "draw_trajectories",
     "evaluate",
     "held_rows",
+    "load_study",
+    "save_study",
     "write_report",
+    "write_stopping_report",
 ]

@@ -1,40 +1,24 @@
 """One run as one HTML file that needs nothing else: what came out, how good it is, and the command that made it."""
 
 import math
-import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from driftway import __version__, store
+from driftway import store
 from driftway.report import classes, plots
 from driftway.report.evaluate import Evaluation, held_names, held_rows
-from driftway.report.style import embed, percent
+from driftway.report.style import percent
+from driftway.report.template import Picture, facts, fill, picture
 from driftway.report.view import image_shape
 from driftway.transport import TransportModel
 
 SMOOTH, CLOSE = 20, 1.1
 SOLVED = ("converged", "marginal_error", "marginal_floor")  # facts of a table
 BOTH = ("eps_start",)  # the setting that is neither of one family nor of the other
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure for the page: its heading, what it shows in words, how to read it, its data address, and its width."""
-
-    title: str
-    alt: str
-    caption: str
-    uri: str
-    inches: float
 
 
 def write_report(path: str | Path, model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *event"] | None,
@@ -62,15 +46,12 @@ def render(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n *e
            y: Float[Tensor, "m *event"], *, command: str, title: str, labels: Any = None) -> str:  # fmt: skip
     """The report as text. Arguments and errors as `write_report`."""
     table = evaluation.rows()
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("driftway.report").joinpath("page.html").read_text(encoding="utf-8")
-    )
-    return template.render(title=title, command=command, verdict=verdict(model, evaluation), evaluation=evaluation,
+    return fill("page.html", title=title, command=command, verdict=verdict(model, evaluation), evaluation=evaluation,
                            pictures=pictures(model, evaluation, x, y, labels), headings=list(table[0]), table=table,
                            quality=_quality_picture(evaluation), certificate=_certificate_picture(model),
                            gap=percent(100 * evaluation.certificate.gap), unit=_unit(model),
                            noisy=model.problem.sigma > 0, normal=model.scaler.noise, labelled=labels is not None,
-                           settings=settings(model, evaluation), version=__version__)  # fmt: skip
+                           settings=settings(model, evaluation))  # fmt: skip
 
 
 def verdict(model: TransportModel, evaluation: Evaluation) -> list[str]:
@@ -110,13 +91,13 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
     smooth = model.path(x[: plots.PATHS], steps=SMOOTH, label=label and label[: plots.PATHS], seed=seed)
     place = "as images" if images else "in the plane of the two main directions of the data" if size > 2 else "as points"
     found = [
-        _picture(
+        picture(
             plots.draw_samples(drawn, y, start=None if images and model.scaler.noise else start, steps=steps),
             "Samples beside held-out data",
             f"Generated samples beside held-out data, {place}.",
             "A good model's panel cannot be told from the held-out one: the same shapes and the same variety.",
         ),
-        _picture(
+        picture(
             plots.draw_trajectories(smooth, y),
             "Paths from source to target",
             f"Paths of {smooth.states.shape[1]} rows from source to target in {SMOOTH} steps, over held-out data.",
@@ -126,7 +107,7 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
     if model.classes and label:
         found.insert(1, _class_picture(model, x, y, drawn, list(map(str, label)), steps, seed))
     if size == 2 and model.scaler.size == 2:
-        landscape = _picture(
+        landscape = picture(
             plots.draw_landscape(model, start, y, unit=unit),
             "The value that drives them",
             f"Filled contours of the value at time 0, in {unit}, with arrows along its negative gradient.",
@@ -143,7 +124,7 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
             "Histograms of the distance from samples to held-out rows, and between held-out rows.",
             "The two should look alike. Orange far to the left would mean copied rows, far to the right poor samples.",
         )  # fmt: skip
-        found.append(_picture(plots.draw_neighbours(drawn, y), "Nearest neighbours", alt, caption))
+        found.append(picture(plots.draw_neighbours(drawn, y), "Nearest neighbours", alt, caption))
     return found
 
 
@@ -152,7 +133,7 @@ def _class_picture(model: TransportModel, x: Tensor, y: Tensor, drawn: Tensor, l
     names = [str(name) for name in model.classes][: classes.MOST]
     which = f"each of {len(names)} labels" if len(names) == len(model.classes) else f"the first {len(names)} of {len(model.classes)} labels"
     if not image_shape(model.event):
-        return _picture(
+        return picture(
             classes.draw_class_points(drawn, y, label, label, names),
             "Samples by label",
             f"Samples beside held-out data, in a colour for {which}: {', '.join(names)}.",
@@ -161,7 +142,7 @@ def _class_picture(model: TransportModel, x: Tensor, y: Tensor, drawn: Tensor, l
     few = min(classes.EACH, len(x))
     start, asked = x[:few].repeat(len(names), *[1] * (x.ndim - 1)), [name for name in names for _ in range(few)]
     sheets = [(f"guidance {w}", model.sample(start, steps=steps, label=asked, guidance=w, seed=seed)) for w in (1, 2)]
-    return _picture(
+    return picture(
         classes.draw_class_images(sheets, y, names),
         "Samples by label",
         f"Samples of {which} ({', '.join(names)}), a row for each, without guidance and with guidance of weight 2.",
@@ -179,7 +160,7 @@ def settings(model: TransportModel, evaluation: Evaluation) -> list[tuple[str, s
         for name, value in dict(training.get("settings", {})).items()
         if name not in model.shape and (name in BOTH or name.startswith(("mixture_", "components")) == mixture)
     }
-    facts: dict[str, Any] = {
+    known: dict[str, Any] = {
         "family": model.family,
         **model.shape,
         **({"classes": _listed(model.classes)} if model.classes else {}),
@@ -197,16 +178,13 @@ def settings(model: TransportModel, evaluation: Evaluation) -> list[tuple[str, s
         "seed of evaluation": evaluation.seed,
         "dtype": str(scaler.shift.dtype).removeprefix("torch."),
         "device": scaler.shift.device,
-        "driftway": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }
-    return [(name.replace("_", " "), _text(value)) for name, value in facts.items()]
+    return facts(known)
 
 
 def _quality_picture(evaluation: Evaluation) -> Picture:
     pairs = ", ".join(f"{q.w2_at_floor:.3g} at {q.steps}" for q in evaluation.qualities)
-    return _picture(
+    return picture(
         plots.draw_quality(evaluation),
         "Quality against steps",
         f"W2 to held-out data by number of steps: {pairs}; the floor is {evaluation.floor:.3g}.",
@@ -220,17 +198,13 @@ def _certificate_picture(model: TransportModel) -> Picture | None:
     if not history:
         return None
     _, seconds, lower, upper, *_ = history[-1]
-    return _picture(
+    return picture(
         plots.draw_certificate(history, unit=_unit(model)),
         "Certificate over time",
         f"Bounds on the cost over {seconds:.0f} seconds of training, at the end {lower:.3g} and {upper:.3g}.",
         "The least possible cost lies in the grey band, whatever the model. Computed on the rows that training itself held out.",
         "svg",
     )
-
-
-def _picture(figure: Figure, title: str, alt: str, caption: str, kind: str = "png") -> Picture:
-    return Picture(title, alt, caption, *embed(figure, kind))
 
 
 def _unit(model: TransportModel) -> str:
@@ -242,6 +216,3 @@ def _listed(names: Sequence[object], most: int = 36) -> str:
     text = ", ".join(map(str, names))
     return f"{len(names)} ({text if len(text) <= most else text[: most - 1].rstrip(', ') + '…'})"
 
-
-def _text(value: Any) -> str:
-    return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

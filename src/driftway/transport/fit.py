@@ -130,7 +130,7 @@ def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labe
     if folder is not None:
         store.sweep(folder)
         save_run(folder, run)
-    with _deferred_interrupt() as interrupted:
+    with deferred_interrupt() as interrupted:
         _train(run, steps, max_seconds, gap, folder, checkpoint_seconds, on_step, interrupted)
     model = run.model()
     if folder is not None:
@@ -165,7 +165,7 @@ def _train(run: Run, steps: int | None, max_seconds: float | None, gap: float | 
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Hold Ctrl-C back to the end of a step; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

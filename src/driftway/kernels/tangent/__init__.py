@@ -86,8 +86,9 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
 
 
 def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Scope = "all", outputs: Outputs = "trace",
-                 sign: str = "none", forward: Forward = forward, dtype: torch.dtype | None = None, batch_size: int = 16,
-                 memory: float | int = 1.0, test: str = "first", cache: str | Path | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
+                 sign: str = "none", weights: Mapping[str, float] | None = None, forward: Forward = forward,
+                 dtype: torch.dtype | None = None, batch_size: int = 16, memory: float | int = 1.0, test: str = "first",
+                 cache: str | Path | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
     """The Gram matrix of a network's tangent kernel on a data set, or with `other` the matrix between two, in float64.
 
     Args:
@@ -98,6 +99,7 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
         outputs: with "full", rows and columns stand for pairs: entry (i k + c, j k + d) belongs to f_c(x_i) and f_d(x_j).
         sign: "none"; "both" for <sign g_i, sign g_j>; "left" for <sign g_i, g_j>, the kernel of sign descent (Malladi et al., 2023).
             Signs of rounding count too: leave out of scope what has no gradient in exact arithmetic, such as biases of keys.
+        weights: of parameters, by name: sum_p w_p <g_p, g_p'>.
         forward: how scores are read.
         dtype: of the passes.
         batch_size: rows of one pass.
@@ -118,7 +120,7 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
 
     x = features(batches, "rows")
     y = features(other, "columns") if other is not None else x if sign == "left" else None
-    return inner(x, y, sign=sign, folder=folder)
+    return inner(x, y, sign=sign, weights=weights, folder=folder)
 
 
 @dataclass(frozen=True, eq=False)

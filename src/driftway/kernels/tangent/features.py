@@ -77,24 +77,26 @@ class TangentFeatures:
         """N."""
         return self.scores.numel() if self.full else len(self.scores)
 
-    def gram(self, *, sign: str = "none") -> Float[Tensor, "N N"]:
+    def gram(self, *, sign: str = "none", weights: Mapping[str, float] | None = None) -> Float[Tensor, "N N"]:
         """K = J J^T in float64, symmetric to the last bit (but for sign="left").
 
         Args:
             sign: "none"; "both" for <sign g_i, sign g_j>; "left" for <sign g_i, g_j>, the kernel of sign descent (Malladi et al., 2023).
+            weights: sum_p w_p <g_p, g_p'> over parameters p in place of the plain sum: a preconditioner with one number a parameter.
 
         Raises:
-            InputError: if the matrix does not fit into memory.
+            InputError: if the matrix does not fit into memory, or a parameter has no weight.
         """
-        return inner(self, self if sign == "left" else None, sign=sign)
+        return inner(self, self if sign == "left" else None, sign=sign, weights=weights)
 
-    def cross(self, other: "TangentFeatures", *, sign: str = "none") -> Float[Tensor, "N M"]:
+    def cross(self, other: "TangentFeatures", *, sign: str = "none",
+              weights: Mapping[str, float] | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
         """J J'^T in float64, with the features of other data by the same network, scope and outputs.
 
         Raises:
             InputError: if these differ, or the matrix does not fit into memory.
         """
-        return inner(self, other, sign=sign)
+        return inner(self, other, sign=sign, weights=weights)
 
     def diagonal(self) -> Float[Tensor, " N"]:
         """The diagonal of K in float64."""
@@ -164,8 +166,9 @@ class TangentFeatures:
         return out
 
 
-def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", folder: Path | None = None) -> Float[Tensor, "N M"]:
-    """The Gram matrix of x, or with y the cross-Gram matrix, in float64.
+def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", weights: Mapping[str, float] | None = None,
+          folder: Path | None = None) -> Float[Tensor, "N M"]:  # fmt: skip
+    """The Gram matrix of x, or with y the cross-Gram matrix, in float64; a weighted sum over parameters if there are weights.
 
     With a folder, what is done of it is kept there, and a call with the same data goes on from there.
 
@@ -173,6 +176,9 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
         InputError: if the two do not belong together, or the matrix does not fit into memory.
     """
     sign, other, device = choice("sign", sign, CHANGES), y or x, x.scores.device
+    lacking = sorted(set(x.shapes) - set(weights)) if weights is not None else []
+    require(not lacking, "weights", expected="a weight for each parameter in scope", got=f"none for {', '.join(lacking[:3])}",
+            cure="name parameters as the model does")  # fmt: skip
     alike = (x.shapes, x.scores.shape[1], x.full) == (other.shapes, other.scores.shape[1], other.full)
     require(alike, "other", expected="features by the same network, scope and outputs",
             got=f"{len(other.shapes)} parameters and {other.scores.shape[1]} outputs",
@@ -180,6 +186,7 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
     require_memory("batches", 8 * x.size * other.size * (2 if y is None else 1), LESS, device=device)
     K, done = torch.zeros(x.size, other.size, dtype=torch.float64, device=device), 0
     key = f"{x.key} {other.key} {sign} {x.group.rank} of {x.group.size}"
+    key += f" {sorted(weights.items())}" if weights else ""
     path = folder / f"gram-{x.group.rank}.safetensors" if folder else None
     if path and path.is_file():
         config, tensors = read_tensors("cache", path)
@@ -191,7 +198,10 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
     for number in range(done, len(names)):
         own, its = x.side(names[number]), y.side(names[number]) if y else None
         with torch.autocast(device.type, enabled=False):
-            add_inner(K, own, its, room=room, share=(x.group.rank, x.group.size), change=CHANGES[sign])
+            part = torch.zeros_like(K) if weights else K
+            add_inner(part, own, its, room=room, share=(x.group.rank, x.group.size), change=CHANGES[sign])
+            if weights:
+                K.add_(part, alpha=weights[names[number]])
         if path and (number + 1 == len(names) or monotonic() - saved > PAUSE):
             write_tensors(path, {"K": K}, {"key": key, "done": number + 1})
             saved = monotonic()
