@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.texts import Task, task
+from driftway.finetune.crossfit import Validation
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
 from driftway.finetune.probe import find_stop, problem
 from driftway.finetune.schedule import Schedule
@@ -207,3 +208,11 @@ def hindsight(cell: dict[str, Any], column: int) -> tuple[float, int]:
     """The lowest loss (1) or error (2) after a whole epoch, or before training, and its step."""
     each = cell["steps_per_epoch"]
     return min((entry[column], int(entry[0])) for entry in cell["curve"] if entry[0] % each == 0)
+
+
+def default_stop(cell: dict[str, Any]) -> int | None:
+    """The step at which the default rule ends the run, from the path that the kernel predicted and the clock of the run."""
+    path = cell["path"]
+    eta = Validation(*(torch.tensor(path[name], dtype=torch.float64) for name in ("eta", "train", "held", "error", "nominal"))).best
+    ahead = [*cell["clock"][1:], math.nan]
+    return next((number + 1 for number, then in enumerate(ahead) if then > eta * (1 + 1e-9)), None)

