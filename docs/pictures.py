@@ -1,6 +1,6 @@
-"""The pictures of README and documentation: `python -m docs.pictures [transport] [finite_width]` draws them into docs/images/.
+"""The pictures of README and documentation: `python -m docs.pictures [transport] [finite_width] [few_epochs]` draws them into docs/images/.
 
-"transport" trains two small models; "finite_width" draws the figures of `experiments/finite_width.json`. Without a name, both.
+"transport" trains two small models; the others draw the figures of `experiments/NAME.json`. Without a name, all.
 """
 
 import json
@@ -16,6 +16,7 @@ from driftway.data import PAIRS, digits
 from driftway.kernels import tangent_gram
 from driftway.report.style import DATA, FAINT, LABELS, SAMPLES, SOURCE, styled
 from driftway.transport import Settings, fit
+from experiments import few_epochs as few
 from experiments import finite_width as finite
 
 IMAGES = Path(__file__).parent / "images"
@@ -117,7 +118,35 @@ def finite_width() -> Figure:
     return figure
 
 
-PICTURES = {"transport": (transport, 110), "finite_width": (finite_width, 150)}
+@styled
+def few_epochs() -> Figure:
+    """The epoch at which training stops, and the one predicted before it, against the best in hindsight."""
+    rows = json.loads(Path(few.__file__).with_suffix(".json").read_text())["rows"]
+    figure = Figure(figsize=(10.4, 4.7))
+    left, right = figure.subplots(1, 2, sharey=True)
+    modes = dict(zip(dict.fromkeys(row["mode"] for row in rows), LABELS, strict=False))
+    shift = torch.Generator().manual_seed(0)
+    for axes, name, title in ((left, "stop epoch", "Stopped: the clock follows the kernel"),
+                              (right, "predicted epoch", "Predicted before training: its size is fixed")):  # fmt: skip
+        axes.plot([0.2, 10], [0.2, 10], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        for mode, colour in modes.items():
+            own = [row for row in rows if row["mode"] == mode]
+            jitter = (0.04 * torch.randn(len(own), 2, generator=shift)).exp().tolist()
+            points = [(min(row[name] if row[name] is not None else math.inf, 40.0), row["best epoch"]) for row in own]
+            axes.scatter([max(x, 0.2) * a for (x, _), (a, _) in zip(points, jitter, strict=True)],
+                         [max(y, 0.2) * b for (_, y), (_, b) in zip(points, jitter, strict=True)],
+                         s=22, color=colour, alpha=0.75, linewidths=0.4, edgecolors="white", label=mode)  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=title, xlabel=f"{name.split()[0]} epoch", xlim=(0.17, 50), ylim=(0.17, 12))
+        for axis, marks in ((axes.xaxis, (0.2, 0.5, 1, 2, 5, 10, 20, 40)), (axes.yaxis, (0.2, 0.5, 1, 2, 5, 10))):
+            axis.set_major_locator(FixedLocator(marks))
+            axis.set_minor_locator(NullLocator())
+            axis.set_ticklabels([f"{mark:g}" for mark in marks])
+    left.set_ylabel("epoch of the lowest test loss, in hindsight")
+    left.legend(loc="upper left", fontsize=8.5, handletextpad=0.1)
+    return figure
+
+
+PICTURES = {"few_epochs": (few_epochs, 150), "transport": (transport, 110), "finite_width": (finite_width, 150)}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 import driftway
-from benchmarks.stopping_cells import EPOCHS, MODES, SPLITS, N, cell, hindsight
+from benchmarks.stopping_cells import EPOCHS, MODES, SPLITS, N, cell, default_stop, hindsight
 from benchmarks.stopping_text import models
 from benchmarks.texts import TASKS
 
