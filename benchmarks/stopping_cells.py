@@ -62,7 +62,7 @@ class Watched(SpectralStopping):
         self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock: list[float] = []
+        self.times: list[float] = []
         began = time.perf_counter()
         super().on_train_begin(args, state, control, **kwargs)
         self.seconds = time.perf_counter() - began
@@ -75,10 +75,10 @@ class Watched(SpectralStopping):
                      "nominal": seen.nominal.tolist(), "scale": found.scale}  # fmt: skip
         self.stop_eta = math.inf
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, model=model, optimizer=optimizer, **kwargs)
-        self.clock.append(self.eta)
-        ahead = self.eta + self._step(model, optimizer)
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, optimizer=optimizer, **kwargs)
+        self.times.append(self.eta)
+        ahead = self.eta + self.clock.step(optimizer)
         for own in self.found.values():
             if own["step"] is None and own["eta"] > 0 and ahead > own["eta"] * (1 + 1e-9):
                 own["step"] = state.global_step
@@ -166,7 +166,7 @@ def cell(name: str, mode: str, seed: int, *, n: int = N, model: Path, label: str
         Trainer(language.model, training(lr, epochs, seed, folder), train_dataset=data(language, work.texts, work.labels),
                 callbacks=[recorder, watched], optimizers=(descent(language.model, mode, lr), None)).train()  # fmt: skip
     found = {"task": name, "mode": mode, "seed": seed, "n": n, "model": label, "lr": lr, "epochs": epochs, "steps_per_epoch": each,
-             "classes": work.classes, "curve": recorder.curve, "rules": watched.found, "clock": watched.clock,
+             "classes": work.classes, "curve": recorder.curve, "rules": watched.found, "clock": watched.times,
              "path": watched.path, "drifts": watched.drifts, "kernel_seconds": watched.seconds}  # fmt: skip
     found["seconds"] = time.perf_counter() - began
     if peer:
