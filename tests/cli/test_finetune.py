@@ -203,7 +203,7 @@ def _interrupt_at(step):
     (["--epochs", 0], ["epochs", "> 0"]),
     (["--scope", "decoder"], ["scope", "attention"]),
     (["--scope", "attention", "--lora", 2], ["scope", "adapters"]),
-    (["--head", "keep"], ["head", "--head probe"]),
+    (["--head", "keep"], ["head", "random or probe"]),
     (["--loss", "huber"], ["loss", "classes"]),
     (["--length", 900], ["length", "24"]),
     (["--budget", 1e-9], ["budget", "at least 20 rows"]),

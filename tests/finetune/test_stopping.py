@@ -7,6 +7,7 @@ import torch
 
 from driftway.checks import InputError
 from driftway.finetune import RULES, Flow, Schedule, fit_noise, rules, stopping_time
+from driftway.finetune.crossfit import Validation
 from driftway.linalg import Spectrum, eigendecompose
 
 DOUBLE = torch.float64
@@ -151,6 +152,47 @@ def test_steps_and_epochs_of_a_subsample():
     stop = stopping_time(spectrum, y, "rademacher", sigma=0.15, radius=1.0, schedule=Schedule(0.25), rows=1000, batch=32)
     assert stop.epochs == stop.steps / 32
     assert stop.steps == math.floor(stop.eta / 0.25)
+
+
+def test_the_time_of_other_rules_grows_with_rows_as_that_of_marginal_likelihood():
+    spectrum, _, y = motion(100)
+    grown = [stopping_time(spectrum, y, "marginal_likelihood", rows=rows).eta for rows in (100, 1000)]
+    for rule in ("cross_validation", "gcv", "sure", "discrepancy"):
+        few, many = (stopping_time(spectrum, y, rule, rows=rows) for rows in (100, 1000))
+        assert many.eta / few.eta == pytest.approx(grown[1] / grown[0])
+        assert "100 of 1000 rows" in said(many)
+        assert "100 of" not in said(few)
+
+
+def test_cross_validation_is_near_the_oracle():
+    spectrum, f, y = motion(200)
+    stop, best = stopping_time(spectrum, y, "cross_validation"), stopping_time(spectrum, y, "oracle", truth=f)
+    error = (Flow(spectrum, y).fitted(torch.tensor([stop.eta, best.eta], dtype=DOUBLE)) - f).square().mean(1)
+    assert stop.validation is not None
+    assert stop.eta == stop.validation.best
+    assert float(error[0]) < 1.6 * float(error[1])
+    assert best.validation is None
+
+
+def test_steps_of_adam_are_counted_by_its_clock():
+    spectrum, _, y = motion(100)
+    plain, adam = (stopping_time(spectrum, y, "cross_validation", schedule=Schedule(0.01), adaptive=own) for own in (False, True))
+    assert plain.eta == adam.eta
+    assert adam.steps == math.floor(adam.validation.steps_time(adam.eta) / 0.01)
+    assert adam.steps < 0.9 * plain.steps
+
+
+def test_a_validation_that_is_given_is_taken_as_it_is():
+    spectrum, _, y = motion(50)
+    eta = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=DOUBLE)
+    given = Validation(eta, eta, torch.tensor([4.0, 2.0, 1.0, 3.0], dtype=DOUBLE), eta, eta)
+    assert stopping_time(spectrum, y, "cross_validation", validation=given).eta == given.best
+    ends = Validation(eta, eta, torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=DOUBLE), eta, eta)
+    stop = stopping_time(spectrum, y, "cross_validation", validation=ends, schedule=Schedule([0.1] * 5), adaptive=True, rows=500)
+    assert math.isinf(stop.eta)
+    assert stop.steps == 5
+    assert "would train to the end" in said(stop)
+    assert "the schedule ends at time 0.5, before the stop at inf" in said(stop)
 
 
 def said(stop):

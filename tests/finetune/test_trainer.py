@@ -110,16 +110,17 @@ def test_lora_and_adam(tmp_path):
     model = get_peft_model(bert(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
     callback = SpectralStopping(drift_every=0)
     run = trained(tmp_path, callback, model=model, optim="adamw_torch", learning_rate=1e-3, max_steps=3)
-    assert callback.adaptive
+    assert callback.metric == "adam"
     assert any("Adam breaks the theory" in sentence for sentence in callback.report)
     assert run.state.global_step <= 3
     assert callback.stop_eta > 0
 
 
-def test_the_sign_kernel_can_be_declined(tmp_path):
-    callback = SpectralStopping(sign="none", drift_every=0)
-    trained(tmp_path, callback, optim="adamw_torch", max_steps=1)
-    assert not callback.adaptive
+@pytest.mark.parametrize(("options", "optim", "expected"), [({"metric": "gradient"}, "adamw_torch", "gradient"), ({}, "adafactor", "sign")])
+def test_the_metric_is_that_of_the_optimizer_or_chosen(tmp_path, options, optim, expected):
+    callback = SpectralStopping(drift_every=0, **options)
+    trained(tmp_path, callback, optim=optim, max_steps=1)
+    assert callback.metric == expected
 
 
 def distance(model, start):
@@ -168,11 +169,22 @@ def test_a_callback_does_not_disturb_training(tmp_path):
         torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
-def test_no_signal_in_a_part_is_no_reason_to_stop(tmp_path):
-    callback = SpectralStopping(rows=64, drift_every=0)
-    with pytest.warns(UserWarning, match="no signal stands out from noise in 64 of 72 rows"):
+def test_no_signal_is_no_reason_to_stop(tmp_path):
+    callback = SpectralStopping("marginal_likelihood", rows=64, drift_every=0)
+    with pytest.warns(UserWarning, match="no signal stands out from noise in the kernel of 64 of 72 rows"):
         run = trained(tmp_path, callback, data=rows(signal=0.0), max_steps=3)
     assert run.state.global_step == 3
+    assert callback.stop_eta == math.inf
+    assert not any("training ended" in sentence for sentence in callback.report)
+
+
+def test_rows_that_gain_nothing_are_trained_until_they_lose(tmp_path):
+    callback = SpectralStopping(drift_every=0)
+    trained(tmp_path, callback, data=rows(signal=0.0), max_steps=3)
+    assert callback.problem is not None
+    assert not callback.problem.validate().gains
+    assert 0 < callback.stop_eta < math.inf
+    assert any("gain nothing from training" in sentence for sentence in callback.report)
 
 
 def test_few_rows_are_said(tmp_path):
@@ -183,7 +195,7 @@ def test_few_rows_are_said(tmp_path):
 
 def test_a_budget_for_fewer_rows_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "affordable", lambda *_, **__: (40, 0.1))
-    with pytest.warns(UserWarning, match="40 rows, fewer than 64: budget=5 s allows no more"):
+    with pytest.warns(UserWarning, match="40 rows, fewer than 64: the budget allows no more"):
         trained(tmp_path, SpectralStopping(budget=5, drift_every=0), max_steps=1)
 
 
@@ -210,7 +222,7 @@ def test_the_sign_kernel_falls_as_fast_as_sign_descent():
     """With all rows in a batch Adam's first step is that of signs: the loss falls by |G|_1 per unit of learning rate."""
     model = bert().eval()
     batches, y = batched(rows(24))
-    found, n = problem(model, batches, y, adaptive=True, batch=24), 24
+    found, n = problem(model, batches, y, metric="sign", batch=24), 24
     gradient = torch.autograd.grad(model(**batches[0], labels=y).loss, list(model.parameters()))
     r = found.residual
     assert float(r @ found.kernel @ r) / n**2 == pytest.approx(sum(float(g.abs().sum()) for g in gradient), rel=1e-3)
@@ -270,9 +282,9 @@ def test_bad_runs(tmp_path, data, model, options, text):
 
 
 @pytest.mark.parametrize(("options", "text"), [
-    ({"rule": "holdout"}, "rule: expected one of rademacher, discrepancy, sure, gcv, marginal_likelihood, got 'holdout'"),
+    ({"rule": "holdout"}, "rule: expected one of rademacher, discrepancy, sure, gcv, marginal_likelihood, cross_validation, got 'holdout'"),
     ({"budget": 0}, "budget: expected a finite number > 0"),
-    ({"sign": "left"}, "sign: expected one of auto, none, both"),
+    ({"metric": "left"}, "metric: expected one of auto, gradient, adam, sign"),
     ({"rows": 10}, "rows: expected a whole number >= 20"),
 ])  # fmt: skip
 def test_bad_arguments(options, text):

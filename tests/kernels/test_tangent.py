@@ -82,6 +82,32 @@ def test_gram_and_cross_gram_are_products_of_the_jacobian(read, sign):
     close(b.cross(a, sign=sign), left(L) @ right(J).mT)
 
 
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("read", ["pair", "full", "trace"])
+def test_weights_of_parameters_are_a_diagonal_between_the_jacobians(read, sign):
+    model, x, y = text(), tokens(6), tokens(4, seed=1)
+    outputs, rows = READ[read]
+    J, L = rows(jacobian(model, x)), rows(jacobian(model, y))
+    weights = {name: 0.2 + 3 * i for i, (name, _) in enumerate(model.named_parameters())}
+    D = torch.cat([torch.full((p.numel(),), weights[name], dtype=DOUBLE) for name, p in model.named_parameters()])
+    if read == "trace":
+        D = D.repeat(C)
+    left, right = SIGNS[sign]
+    found = tangent_gram(model, x, outputs=outputs, sign=sign, weights=weights, batch_size=4)
+    close(found, (left(J) * D) @ right(J).mT)
+    if sign != "left":
+        assert torch.equal(found, found.mT)
+    close(tangent_gram(model, x, y, outputs=outputs, sign=sign, weights=weights, batch_size=4), (left(J) * D) @ right(L).mT)
+    features = tangent_features(model, x, outputs=outputs)
+    close(features.gram(sign=sign, weights={**weights, "another": 7.0}), found)
+    close(features.cross(tangent_features(model, y, outputs=outputs), sign=sign, weights=weights), (left(J) * D) @ right(L).mT)
+
+
+def test_a_weight_for_every_parameter_is_asked_for():
+    with pytest.raises(InputError, match=r"weights: expected a weight for each parameter in scope, got none for 2\.bias, 2\.weight;"):
+        tangent_gram(plain(), draw(4, 5), weights={"0.weight": 1.0, "0.bias": 1.0})
+
+
 @pytest.mark.parametrize("read", READ)
 def test_diagonal_features_and_products(read):
     model, x = text(), tokens(6)

@@ -138,6 +138,15 @@ def test_two_data_sets_and_the_sign_kernel_have_their_own_files(tmp_path):
                 torch.testing.assert_close(found, tangent_gram(model, X, other, sign=sign), rtol=1e-12, atol=1e-11)
 
 
+def test_weights_have_their_own_files(tmp_path):
+    model = network()
+    names = [name for name, _ in model.named_parameters()]
+    for _ in range(2):
+        for weights in (None, dict.fromkeys(names, 2.0), {name: 1.0 + i for i, name in enumerate(names)}):
+            found = tangent_gram(model, X, weights=weights, cache=tmp_path, batch_size=SIZE)
+            torch.testing.assert_close(found, tangent_gram(model, X, weights=weights), rtol=1e-12, atol=1e-11)
+
+
 # --- changes --------------------------------------------------------------------------------------------------------------
 
 

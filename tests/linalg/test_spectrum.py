@@ -36,6 +36,16 @@ def test_the_min_kernel_has_its_known_spectrum() -> None:
     assert (S.truncated, S.explained, S.rank, S.clipped) == (False, 1, n, 0)
 
 
+def test_the_matrix_is_that_of_the_values_that_are_known() -> None:
+    K = with_values(torch.tensor([5.0, 2.0, 1.0, 0.5, 0.25], dtype=torch.float64))
+    S = eigendecompose(K)
+    torch.testing.assert_close(S.matrix(), K)
+    u = S.vectors[:, :2] if S.vectors is not None else K
+    torch.testing.assert_close(S.largest(2).matrix(), u @ torch.diag(torch.tensor([5.0, 2.0]).double()) @ u.T)
+    with pytest.raises(InputError, match="spectrum: expected eigenvectors, got none"):
+        Spectrum(S.values, 5).matrix()
+
+
 def test_vectors_diagonalise_and_coordinates_are_an_isometry() -> None:
     K, y = min_kernel(40), draw(40, 3)
     S = eigendecompose(K)

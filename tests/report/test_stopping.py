@@ -117,7 +117,7 @@ def test_the_verdict_is_what_the_numbers_say(known):
     assert words(eta=math.inf).startswith("Train to the end of the schedule (200 epochs, eta 500): no time before it is better")
     assert words(eta=0.0).startswith("Do not train")
     assert "gets 50 % of the way to the stop at eta 1e+03 (by marginal likelihood); 400 epochs" in words(eta=1000.0)
-    assert words(eta=1e6).endswith("it needs larger steps.")
+    assert words(eta=1e6).endswith("steps 2e+03 times as large would get there.")
     assert "take a smaller learning rate" in words(eta=0.1)
     part = replace(known, rows=800)
     assert "from 80 of 800 rows" in verdict(part)[0]

@@ -32,13 +32,13 @@ Split = Annotated[str | None, typer.Option(help="of a datasets folder with sever
 Scope = Annotated[str, typer.Option(help="what is trained: all, attention, mlp, head, ..., a glob, or several with commas")]
 Rule = Annotated[str, typer.Option(help="cross_validation, marginal_likelihood, rademacher, discrepancy, sure or gcv")]
 Optimizer = Annotated[str, typer.Option(help="sgd or adamw")]
-Rate = Annotated[float | None, typer.Option(help="learning rate; 1e-2 for sgd, 2e-5 for adamw, 2e-4 with --lora, if left out")]
+Rate = Annotated[float | None, typer.Option(help="learning rate; 5e-5 for adamw, 1e-3 with --lora, 1e-2 for sgd, if left out")]
 Batch = Annotated[int, typer.Option(help="rows of a step")]
 Epochs = Annotated[float, typer.Option(help="length of the schedule")]
 Form = Annotated[str, typer.Option(help="of the learning rate: constant, linear or cosine")]
 Warmup = Annotated[int, typer.Option(help="steps of a linear warm-up")]
 Loss = Annotated[str, typer.Option(help="auto (cross entropy or squared error), smoothed (labels) or huber (numbers)")]
-Head = Annotated[str, typer.Option(help="probe (fitted to the data first), zero, random, or keep that of the model; auto keeps or probes")]
+Head = Annotated[str, typer.Option(help="probe (fitted first), zero, random, or keep the model's; auto: keep, or random")]
 Lora = Annotated[int | None, typer.Option(help="train adapters of this rank, and the head")]
 Length = Annotated[int, typer.Option(help="tokens of a text, above which it is cut")]
 Budget = Annotated[float, typer.Option(help="seconds for the kernel")]
@@ -51,7 +51,7 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 @app.command()
 def stop(model: Model, data: Data, output: Out, text: Text = "text", label: Label = "label", kind: Kind = "auto", split: Split = None,
-         scope: Scope = "trainable", rule: Rule = "cross_validation", optimizer: Optimizer = "sgd", lr: Rate = None, batch: Batch = 16,
+         scope: Scope = "trainable", rule: Rule = "cross_validation", optimizer: Optimizer = "adamw", lr: Rate = None, batch: Batch = 16,
          epochs: Epochs = 10.0, schedule: Form = "constant", warmup: Warmup = 0, loss: Loss = "auto", head: Head = "auto",
          lora: Lora = None, length: Length = 128, budget: Budget = 120.0, rows: Rows = 1024, seed: Seed = 0,
          threads: Threads = None) -> None:  # fmt: skip
@@ -71,7 +71,7 @@ def stop(model: Model, data: Data, output: Out, text: Text = "text", label: Labe
 
 @app.command()
 def run(model: Model, data: Data, output: Out, text: Text = "text", label: Label = "label", kind: Kind = "auto", split: Split = None,
-        scope: Scope = "trainable", rule: Rule = "cross_validation", optimizer: Optimizer = "sgd", lr: Rate = None, batch: Batch = 16,
+        scope: Scope = "trainable", rule: Rule = "cross_validation", optimizer: Optimizer = "adamw", lr: Rate = None, batch: Batch = 16,
         epochs: Epochs = 10.0, schedule: Form = "constant", warmup: Warmup = 0, loss: Loss = "auto", head: Head = "auto",
         lora: Lora = None, length: Length = 128, budget: Budget = 120.0, rows: Rows = 1024, seed: Seed = 0,
         threads: Threads = None,

@@ -76,7 +76,9 @@ def say_study(study: Study) -> None:
 
 
 def _say_table(rows: list[dict[str, str]]) -> None:
-    table = Table(*rows[0])
+    table = Table()
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, no_wrap=i == 0)
     for row in rows:
         table.add_row(*row.values())
     out.print(table)

@@ -65,7 +65,7 @@ def train(setup: Setup, hooks: Hooks, *, folder: Path, checkpoint: Path | None) 
         lr_scheduler_type=schedule_name(chosen), warmup_steps=chosen.warmup, optim="sgd" if descent else "adamw_torch",
         max_grad_norm=0.0 if descent else 1.0, label_smoothing_factor=0.1 if chosen.loss == "smoothed" else 0.0, seed=chosen.seed,
         save_strategy="epoch", save_total_limit=1, logging_first_step=True, report_to=[], disable_tqdm=True)  # fmt: skip
-    spectral = SpectralStopping(chosen.rule, budget=chosen.budget, rows=chosen.rows, initial=setup.initial, seed=chosen.seed)
+    spectral = SpectralStopping(chosen.rule, budget=chosen.budget, rows=chosen.rows, head=setup.fitted, seed=chosen.seed)
     watch = _Watch(setup, spectral, hooks)
     tokens = language.tokenizer(texts.texts, truncation=True, max_length=chosen.length)
     data = [{**{name: column[i] for name, column in tokens.items()}, "labels": label} for i, label in enumerate(texts.labels.tolist())]

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from driftway.checks import choice, count, real, require
 from driftway.data import Texts, read_texts
 from driftway.finetune import RULES, Schedule
-from driftway.finetune.heads import head, one_hot
+from driftway.finetune.heads import Head, head, one_hot
 from driftway.finetune.intake import PASS, rates
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
-from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem
+from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem_of
 from driftway.kernels.tangent.scope import select
 from driftway.linalg import eigendecompose
 from driftway.report import Study
@@ -75,7 +74,7 @@ class Options:
     @property
     def rate(self) -> float:
         """The learning rate."""
-        return self.lr or (1e-2 if self.optimizer == "sgd" else 2e-4 if self.lora else 2e-5)
+        return self.lr or (1e-2 if self.optimizer == "sgd" else 1e-3 if self.lora else 5e-5)
 
     @property
     def written(self) -> dict[str, Any]:
@@ -92,14 +91,14 @@ class Setup:
         texts: training rows.
         language: the model, with its head, with adapters if there are such, all else frozen.
         head: the kind of head.
-        initial: f_0 of the training rows, where it is not the model's.
+        fitted: the head, where it was fitted to the training rows.
     """
 
     chosen: Options
     texts: Texts
     language: LanguageModel
     head: str
-    initial: Tensor | None
+    fitted: Head | None
 
     @property
     def total(self) -> int:
@@ -138,19 +137,19 @@ def prepare(chosen: Options, *, resumed: bool = False) -> Setup:
     require(chosen.loss != "huber" or not texts.classes, "loss", expected="auto or smoothed for classes", got="'huber'",
             cure="Huber's loss is for numbers")  # fmt: skip
     language = load_language_model("model", chosen.model, outputs=max(len(texts.classes), 1), length=chosen.length, seed=chosen.seed)
-    kind = chosen.head if chosen.head != "auto" else "keep" if language.kept else "probe"
+    kind = chosen.head if chosen.head != "auto" else "keep" if language.kept else "random"
     require(kind != "keep" or language.kept, "head", expected=f"a model with a head of {language.outputs} outputs, to keep it",
-            got="one without", cure="pass --head probe")  # fmt: skip
+            got="one without", cure="pass --head random or probe")  # fmt: skip
     if torch.cuda.is_available():
         language.model.to("cuda")
-    initial = None
+    fitted = None
     if kind != "keep" and not resumed:
         features = language.features(language.batches(texts.texts, size=PASS))
         targets = one_hot(texts.labels, len(texts.classes)) if texts.classes else texts.labels
         made = head(kind, features, targets, generator=torch.Generator().manual_seed(chosen.seed),
                     loss="cross_entropy" if texts.classes else "squared")  # fmt: skip
         language.set_head(made, features=features)
-        initial = made.initial if kind == "probe" else None
+        fitted = made if kind == "probe" else None
     if chosen.lora is not None:
         language = with_lora(language, rank=chosen.lora, seed=chosen.seed)
     model: Any = language.model
@@ -161,7 +160,7 @@ def prepare(chosen: Options, *, resumed: bool = False) -> Setup:
     if texts.classes:
         model.config.id2label = dict(enumerate(texts.classes))
         model.config.label2id = {name: i for i, name in enumerate(texts.classes)}
-    return Setup(chosen, texts, language, kind, initial)
+    return Setup(chosen, texts, language, kind, fitted)
 
 
 def foresee(setup: Setup) -> Study:
@@ -178,9 +177,8 @@ def foresee(setup: Setup) -> Study:
     require(n >= LEAST, "budget", expected=f"time for at least {LEAST} rows", got=f"{chosen.budget:g} s, enough for {n}",
             cure=f"pass --budget {math.ceil(2 * ENOUGH * each)} or more, or a narrower --scope")  # fmt: skip
     taken = order[:n]
-    found = problem(language.model, language.batches([texts.texts[i] for i in taken], size=PASS), texts.labels[taken],
-                    metric="adam" if chosen.optimizer == "adamw" else "gradient", batch=chosen.batch,
-                    initial=None if setup.initial is None else setup.initial[taken])  # fmt: skip
+    found = problem_of(language.model, language.batches([texts.texts[i] for i in taken], size=PASS), texts.labels[taken], setup.fitted,
+                       taken.tolist(), metric="adam" if chosen.optimizer == "adamw" else "gradient", batch=chosen.batch)  # fmt: skip
     return study_of(setup, found, _rates(chosen, setup.total))
 
 

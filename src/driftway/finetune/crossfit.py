@@ -8,8 +8,8 @@ Fold k keeps its rows F_k out, and trains on the N_k others. With f_0 at the sta
     train(eta) = loss on all n rows, trained on all          held(eta) = mean loss of a row in the fold that lacks it
 
 The network is trained on all rows; only its kernel is divided. Nothing is assumed of the noise, and a part of the kernel that a row shares
-with no other, such as the diagonal of a kernel of signs, neither helps nor misleads. Cross entropy is followed by descent with steps of at
-most 1 / (L mu_1), L = 1/4 or 1/2 (`logistic.py`), until the held rows are well past their best.
+with no other, such as the diagonal of a kernel of signs, neither helps nor misleads. Cross entropy is followed by a stabilised method
+(chebyshev.py; L = 1/4 or 1/2 bounds its Hessian, as in logistic.py) until the held rows are well past their best.
 
 Under Adam, time runs faster as gradients shrink: a step of learning rate a moves eta by a (v_0 / v)^(1/2), where v, the running mean of
 squared gradients, falls as the mean of u^2 = (y - p)^2 since the start. So the steps to eta are those of a plain clock to
@@ -21,16 +21,20 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftway.checks import choice, count, require
+from driftway.finetune.chebyshev import chebyshev
 from driftway.finetune.flow import Flow
-from driftway.finetune.logistic import _loss, _probability
+from driftway.finetune.logistic import checked_start, cross_entropy, probability
 from driftway.linalg import eigendecompose
+from driftway.linalg.operator import symmetric_matrix
 
 LOSSES = ("squared", "cross_entropy")
-FINE, RATIO, PAST, STEPS = 0.5, 2 ** (1 / 3), 1.1, 40_000  # step in 1 / (L mu_1); times; where to end; the most steps
+FIRST, RATIO = 0.5, 2 ** (1 / 3)  # the first time in 1 / (L mu_1); each time over the one before
+CLOSE, WORSE = 0.02, 0.02  # of the lowest held loss, and of the start, as a part of it
+PAST, FITTED, AFTER, MOST = 1.1, 1e-3, 6, 4000  # held loss over its best, training loss, and times since, to end at; the most slopes
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,41 @@ class Validation:
     error: Float[Tensor, " t"]
     nominal: Float[Tensor, " t"]
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InputError: if there are not 2 times or more that increase from 0.
+        """
+        require(len(self.eta) > 1 and float(self.eta[0]) == 0 and bool((self.eta.diff() > 0).all()), "validation",
+                expected="2 times or more that increase from 0", got=f"{len(self.eta)} from {float(self.eta[:1].sum()):g}",
+                cure="take it from cross_validate or Problem.validate")  # fmt: skip
+
+    @property
+    def gains(self) -> bool:
+        """Whether the held loss falls from the start by more than CLOSE of its lowest."""
+        return float(self.held[0]) > (1 + CLOSE) * float(self.held.min())
+
     @property
     def best(self) -> float:
-        """The time of the lowest held loss, on the parabola through its neighbours; infinite if the loss falls to the end."""
-        i = int(self.held.argmin())
-        if i == 0:
-            return 0.0
-        if i == len(self.eta) - 1:
-            return math.inf
-        if i == 1:
-            return float(self.eta[1])
-        a, b, c = self.held[i - 1 : i + 2].tolist()
-        bend = a - 2 * b + c
-        return float(self.eta[i]) * RATIO ** (0.5 * (a - c) / bend if bend > 0 else 0.0)
+        """The first time at which the held loss is within CLOSE of its lowest; infinite if that is where the path ends.
+
+        The curve is flat near its lowest point, and networks leave the kernel's path towards overfitting: the early side is the safer one.
+        Where nothing is gained, the last time up to which the loss is within WORSE of the start.
+        """
+        held = self.held
+        if not self.gains:
+            worse = (held > (1 + WORSE) * held[0]).nonzero().flatten()
+            return self._crossing(int(worse[0]), (1 + WORSE) * float(held[0])) if len(worse) else math.inf
+        level = (1 + CLOSE) * float(held.min())
+        i = int((held <= level).nonzero()[0])
+        return math.inf if i == len(held) - 1 else self._crossing(i, level)
+
+    def _crossing(self, i: int, level: float) -> float:
+        """The time between the points i - 1 and i at which the held loss passes a level."""
+        before, after = self.held[i - 1 : i + 1].tolist()
+        share = (level - before) / (after - before) if after != before else 1.0
+        return float(self.eta[i - 1]) + min(max(share, 0.0), 1.0) * float(self.eta[i] - self.eta[i - 1])
 
     def at(self, eta: float, values: Float[Tensor, " t"]) -> float:
         """One of the curves at a time, between its points."""
@@ -76,35 +102,43 @@ class Validation:
     def steps_time(self, eta: float) -> float:
         """nominal(eta), going on at the last speed after the end."""
         end = float(self.eta[-1])
-        if eta <= end or len(self.eta) < 2:
+        if eta <= end:
             return self.at(eta, self.nominal)
         speed = float(self.nominal[-1] - self.nominal[-2]) / float(self.eta[-1] - self.eta[-2])
         return float(self.nominal[-1]) + (eta - end) * speed
 
 
 @torch.no_grad()
-def cross_validate(K: Float[Tensor, "n n"], y: Float[Tensor, "n *k"], *, start: Float[Tensor, "n *k"] | None = None, loss: str = "squared",
-                   folds: int = 10, generator: torch.Generator | None = None) -> Validation:  # fmt: skip
+def cross_validate(K: Float[Tensor, "n n"], y: Tensor, *, start: Tensor | None = None, loss: str = "squared",
+                   folds: int = 10, held: Int[Tensor, " m"] | None = None,
+                   generator: torch.Generator | None = None) -> Validation:  # fmt: skip
     """The path of training, and of rows held out of it.
 
     Args:
         K: tangent kernel, not divided by n.
-        y: targets, numbers; for cross entropy 0. and 1., or one-hot rows.
+        y: (n,) or (n, k) targets, numbers; for cross entropy 0. and 1., or one-hot rows.
         start: f_0(X); for cross entropy scores. 0 if None.
         loss: "squared" or "cross_entropy".
-        folds: from 2 to n.
+        folds: from 2 to the number of rows that are held out.
+        held: rows to hold out in turn, where the kernel knows the labels of the others (`Head.half`); all if None.
         generator: of the division, on the CPU; that of seed 0 if None.
 
     Raises:
-        InputError: if shapes do not fit, there are more folds than rows, or the kernel is zero.
+        InputError: if shapes do not fit, numbers are not finite, targets of cross entropy are no probabilities, there are more folds than
+            rows, or the kernel is zero.
     """
     choice("loss", loss, LOSSES)
-    n = len(y)
-    require(K.shape == (n, n), "K", expected=f"shape ({n}, {n})", got=tuple(K.shape), cure="pass the kernel of the rows of y")
-    require(2 <= count("folds", folds) <= n, "folds", expected=f"2 to {n}, the number of rows", got=folds, cure="pass e.g. folds=10")
-    K, y = K.double(), y.double().to(K.device)
+    K, n = symmetric_matrix("K", K).double(), len(K)
+    require(len(y) == n, "y", expected=f"{n} rows, as K has", got=len(y), cure="pass the kernel of the rows of y")
+    out = torch.arange(n) if held is None else held.cpu()
+    require(2 <= count("folds", folds) <= len(out), "folds", expected=f"2 to {len(out)}, the rows to hold out", got=folds,
+            cure="pass e.g. folds=5")  # fmt: skip
+    y = y.double().to(K.device)
     f0 = torch.zeros_like(y) if start is None else start.double().to(K.device)
-    order = torch.randperm(n, generator=generator or torch.Generator().manual_seed(0)).to(K.device)
+    require(f0.shape == y.shape, "start", expected=f"shape {tuple(y.shape)}, that of y", got=tuple(f0.shape), cure="pass f_0(X)")
+    if loss == "cross_entropy":
+        checked_start(K, y, f0)
+    order = out[torch.randperm(len(out), generator=generator or torch.Generator().manual_seed(0))].to(K.device)
     parts = [order[k::folds] for k in range(folds)]
     largest = float(torch.linalg.eigvalsh(K)[-1]) / n
     require(largest > 0, "K", expected="a kernel that is not zero", got="zeros", cure="check the scope and the head")
@@ -116,65 +150,56 @@ def cross_validate(K: Float[Tensor, "n n"], y: Float[Tensor, "n *k"], *, start: 
 def _closed(K: Tensor, r: Tensor, parts: list[Tensor], largest: float) -> Validation:
     n, whole = len(r), Flow(eigendecompose(K), r)
     eta = torch.cat([r.new_zeros(1), whole.times(200).to(r)])
-    held = torch.zeros_like(eta)
+    held, total = torch.zeros_like(eta), sum(map(len, parts))
     for out in parts:
         seen = torch.ones(n, dtype=torch.bool, device=r.device)
         seen[out] = False
         flow = Flow(eigendecompose(K[seen][:, seen]), r[seen])
         for part, into in zip(eta.split(16), held.split(16), strict=True):
-            into += (r[out] - flow.predict(K[out][:, seen], part)).square().reshape(len(part), len(out), -1).mean(2).sum(1) / n
-    train = whole.loss(eta).to(r)
+            into += (r[out] - flow.predict(K[out][:, seen], part)).square().reshape(len(part), len(out), -1).mean(2).sum(1) / total
+    eta, train, held = eta.cpu(), whole.loss(eta).to(r).cpu(), held.cpu()
     return Validation(eta, train, held, torch.full_like(eta, math.nan), _nominal(eta, train))
 
 
 def _walk(K: Tensor, y: Tensor, f0: Tensor, parts: list[Tensor], sharpness: float) -> Validation:
-    n, folds, k = len(y), len(parts), 1 if y.ndim == 1 else y.shape[1]
+    n, folds, shape = len(y), len(parts), (len(parts) + 1, *y.shape)
     trained = torch.ones(folds + 1, n, dtype=y.dtype, device=y.device)  # the last row: nothing held out
-    for number, out in enumerate(parts):
-        trained[number, out] = 0
+    rows, fold = torch.cat(parts), torch.cat([torch.full_like(out, number) for number, out in enumerate(parts)])
+    trained[fold, rows] = 0
     share = (trained / trained.sum(1, keepdim=True)).reshape(folds + 1, n, *[1] * (y.ndim - 1))
-    fold = torch.empty(n, dtype=torch.long, device=y.device)
-    for number, out in enumerate(parts):
-        fold[out] = number
-    rows = torch.arange(n, device=y.device)
-    beta = torch.zeros(folds + 1, *y.shape, dtype=y.dtype, device=y.device)
-    found: list[tuple[float, float, float, float, float]] = []
 
-    def scores() -> Tensor:
-        flat = beta.reshape(folds + 1, n, k).movedim(0, 1).reshape(n, -1)
-        return f0 + (K @ flat).reshape(n, folds + 1, k).movedim(1, 0).reshape(beta.shape)
+    def slope(f: Tensor) -> Tensor:
+        gap = share * (y - (f.sigmoid() if y.ndim == 1 else f.softmax(2)))
+        return (K @ gap.reshape(folds + 1, n, -1).movedim(0, 1).reshape(n, -1)).reshape(n, folds + 1, -1).movedim(1, 0).reshape(shape)
 
-    def record(eta: float, f: Tensor) -> None:
-        own = f[fold, rows]
-        wrong = (own > 0) != (y > 0.5) if y.ndim == 1 else own.argmax(1) != y.argmax(1)
-        found.append((eta, float(_loss(f[-1], y)), float(_loss(own, y)), float(wrong.double().mean()),
-                      float((y - _probability(f[-1])).square().mean())))  # fmt: skip
+    def seen(eta: float, f: Tensor) -> tuple[float, float, float, float, float]:
+        own, true = f[fold, rows], y[rows]
+        wrong = (own > 0) != (true > 0.5) if y.ndim == 1 else own.argmax(1) != true.argmax(1)
+        return (eta, float(cross_entropy(f[-1], y)), float(cross_entropy(own, true)), float(wrong.double().mean()),
+                float((y - probability(f[-1])).square().mean()))  # fmt: skip
 
-    record(0.0, f := scores())
-    eta, aim, taken = 0.0, FINE / sharpness, 0
-    while taken < STEPS:
-        m = max(1, math.ceil((aim - eta) * sharpness / FINE - 1e-9))
-        for _ in range(m):
-            p = f.sigmoid() if y.ndim == 1 else f.softmax(2)
-            beta = beta + (aim - eta) / m * share * (y - p)
-            f = scores()
-        taken, eta, aim = taken + m, aim, aim * RATIO
-        record(eta, f)
-        losses = [entry[2] for entry in found]
-        best = losses.index(min(losses))
-        if (losses[-1] > PAST * losses[best] or found[-1][1] < 1e-3) and len(found) - 1 - best >= 6:
+    f = f0.expand(shape).clone()
+    eta, aim, taken, best, found = 0.0, FIRST / sharpness, 0, 0, [seen(0.0, f)]
+    while taken < MOST:
+        f, stages = chebyshev(slope, f, aim - eta, rho=sharpness)
+        found.append(seen(aim, f))
+        eta, aim, taken = aim, aim * RATIO, taken + stages
+        best = len(found) - 1 if found[-1][2] < found[best][2] else best
+        if (found[-1][2] > PAST * found[best][2] or found[-1][1] < FITTED) and len(found) - 1 - best >= AFTER:
             break
-    eta_, train, held, wrong, u2 = torch.tensor(found, dtype=y.dtype).T
-    return Validation(eta_, train, held, wrong, _nominal(eta_, u2))
+    times, train, held, error, u2 = torch.tensor(found, dtype=torch.float64).T.contiguous()
+    return Validation(times, train, held, error, _nominal(times, u2))
 
 
 def _nominal(eta: Float[Tensor, " t"], u2: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """nominal(eta), with v the mean of u2 over the steps so far."""
-    found, seen = [0.0], 0.0
-    mean = float(u2[0])
-    for i in range(1, len(eta)):
-        step = float(eta[i] - eta[i - 1]) * math.sqrt(max(mean / float(u2[0]), 1e-12))
-        seen += step * float(u2[i - 1] + u2[i]) / 2
+    """nominal(eta), with v the mean of u2 over the steps so far: at the start of an interval, and at its end as that would have it."""
+    first = max(float(u2[0]), 1e-300)
+    found, seen, mean = [0.0], 0.0, first
+    for gap, u in zip(eta.diff().tolist(), ((u2[1:] + u2[:-1]) / 2).tolist(), strict=True):
+        step = gap * math.sqrt(mean / first)
+        after = (seen + step * u) / (found[-1] + step)
+        step = max(gap * (math.sqrt(mean / first) + math.sqrt(after / first)) / 2, 1e-6 * gap)
+        seen += step * u
         found.append(found[-1] + step)
         mean = seen / found[-1]
     return eta.new_tensor(found)

@@ -10,16 +10,20 @@ The probe is ridge regression on centred features H = P S Q^T (n, p) (Hoerl and 
 
 A network that starts with the probe has fitted its training rows already: residuals y - f_0 there are without signal, and a stopping
 time computed from them is too early. So f_0 of a training row comes from a probe that has not seen it (cross-fitting, Chernozhukov et al.,
-2018), with a lam that is chosen without that row too.
+2018), with a lam that is chosen without that row too. The kernel is no better: gradients of the body are those of w h, and w knows the
+label of every row that it was fitted to. Where rows are held out of a kernel, it must be that of a head without them: `Head.half`.
 
 The least squares probe times k is the first Newton step of softmax regression from zero; that is the probe for cross-entropy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from driftway.checks import InputError, choice, count, real, require, samples
 
@@ -36,12 +40,16 @@ class Head:
         bias: (k,).
         initial: (n, k) f_0 of the training rows, from a probe without them where the head is a probe.
         lam: penalty of the probe on all rows; 0 for other heads.
+        half: the probe of one half of the rows, with its own f_0 of all rows; None for other heads, and where a half has one label only.
+        unseen: rows of the other half; None likewise.
     """
 
     weight: Float[Tensor, "k p"]
     bias: Float[Tensor, " k"]
     initial: Float[Tensor, "n k"]
     lam: float = 0.0
+    half: "Head | None" = None
+    unseen: Int[Tensor, " m"] | None = None
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -51,6 +59,27 @@ class Head:
     def predict(self, features: Float[Tensor, "m p"]) -> Float[Tensor, "m k"]:
         """f_0 of other rows."""
         return features.to(self.weight) @ self.weight.T + self.bias
+
+
+@contextmanager
+def lent(model: nn.Module, head: Head) -> Iterator[tuple[Float[Tensor, "n k"], Int[Tensor, " m"] | None]]:
+    """The probe of one half in the place of that of all rows, for as long as a kernel takes; its f_0, and the rows that it has not seen.
+
+    Args:
+        model: with the head as one of its linear layers; one that has another is left alone, and all rows count as seen by nobody.
+        head: of all rows.
+    """
+    layer = next((part for part in model.modules() if isinstance(part, nn.Linear) and part.weight.shape == head.weight.shape
+                  and torch.equal(part.weight.detach(), head.weight.to(part.weight))), None)  # fmt: skip
+    if head.half is None or layer is None:
+        yield head.initial, None
+        return
+    before = {name: entry.clone() for name, entry in layer.state_dict().items()}
+    try:
+        layer.load_state_dict({name: head.half.state[name] for name in before})
+        yield head.half.initial, head.unseen
+    finally:
+        layer.load_state_dict(before)
 
 
 def one_hot(labels: Int[Tensor, " n"], classes: int | None = None) -> Float[Tensor, "n k"]:
@@ -105,14 +134,21 @@ def head(kind: str, features: Tensor, targets: Tensor, *, generator: torch.Gener
     require(2 <= count("folds", folds) <= n, "folds", expected=f"2 to {n}, the number of rows", got=folds, cure="pass e.g. folds=5")
     require(bool((y != y[0]).any()), "targets", expected="targets that differ", got="the same one in all rows", cure="check the labels")
     c, H64, y64 = (k if loss == "cross_entropy" else 1), H.double(), y.to(H.device).double()
-    w, b, lam = _ridge(H64, y64, criterion)
-    initial, order = torch.empty_like(y64), torch.randperm(n, generator=generator).to(H.device)
-    for out in order.chunk(folds) if folds < n else order.split(1):
-        seen = torch.ones(n, dtype=torch.bool, device=H.device)
-        seen[out] = False
-        w_out, b_out, _ = _ridge(H64[seen], y64[seen], criterion)
-        initial[out] = H64[out] @ w_out.T + b_out
-    return Head((c * w).to(H), (c * b).to(H), (c * initial).to(H), lam)
+    order = torch.randperm(n, generator=generator).to(H.device)
+
+    def probe(rows: Tensor, folds: int, **more: Any) -> Head:
+        """That of some rows, with f_0 of all."""
+        w, b, lam = _ridge(H64[rows], y64[rows], criterion)
+        initial = H64 @ w.T + b
+        for out in rows.chunk(folds) if folds < len(rows) else rows.split(1):
+            seen = rows[~torch.isin(rows, out)]
+            w_out, b_out, _ = _ridge(H64[seen], y64[seen], criterion)
+            initial[out] = H64[out] @ w_out.T + b_out
+        return Head((c * w).to(H), (c * b).to(H), (c * initial).to(H), lam, **more)
+
+    some, others = order[: n // 2], order[n // 2 :]
+    enough = len(some) >= 2 * folds and bool((y[some] != y[some[0]]).any())
+    return probe(order, folds, **({"half": probe(some, folds), "unseen": others.sort().values} if enough else {}))
 
 
 def _ridge(H: Float[Tensor, "n p"], y: Float[Tensor, "n k"], criterion: str) -> tuple[Float[Tensor, "k p"], Float[Tensor, " k"], float]:

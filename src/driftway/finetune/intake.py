@@ -64,19 +64,20 @@ def rates(lr_scheduler: Any, optimizer: Any, steps: int) -> tuple[list[float], l
                           "the stop itself, which is a time, is not affected"]  # fmt: skip
 
 
-def unlike(args: Any, optimizer: Any, adaptive: bool) -> list[str]:
-    """How training differs from the descent of the theory."""
+def unlike(args: Any, optimizer: Any, metric: str) -> list[str]:
+    """How training differs from the descent of the theory, under an optimizer of this metric."""
     found, groups = [], optimizer.param_groups
     if len({float(group["lr"]) for group in groups if group["params"]}) > 1:
         found.append("groups of parameters have different learning rates: eta counts those of the first group")
     if any(group.get("weight_decay", 0) for group in groups):
         found.append("weight decay pulls to zero and is not part of the flow")
-    if groups[0].get("momentum", 0) and not adaptive:
+    if groups[0].get("momentum", 0) and metric == "gradient":
         found.append("momentum counts as steps of lr / (1 - momentum)")
     if args.label_smoothing_factor:
         found.append("labels are smoothed: the kernel's residual is that of plain labels")
-    if args.max_grad_norm and not adaptive:
-        how = "and not seen here (several processes, or fp16): eta may be too large" if args.world_size > 1 or args.fp16 else (
+    unseen = args.world_size > 1 or args.fp16
+    if args.max_grad_norm and (metric == "gradient" or (metric == "adam" and unseen)):
+        how = "and not seen here (several processes, or fp16): eta may be too large" if unseen else (
             "and shorten their steps, which eta counts and the predicted step does not; max_grad_norm=0 switches it off")  # fmt: skip
         found.append(f"gradients above max_grad_norm={args.max_grad_norm:g} are clipped, {how}")
     return found

@@ -67,7 +67,7 @@ def logistic_path(K: Float[Tensor, "n n"], y: Tensor, eta: Float[Tensor, " t"], 
     Raises:
         InputError: if shapes, dtypes or probabilities do not fit, the times do not increase, or the last needs more steps.
     """
-    K, f0, n = symmetric_matrix("K", K), _checked(K, y, start), len(K)
+    K, f0, n = symmetric_matrix("K", K), checked_start(K, y, start), len(K)
     require(bool((eta >= 0).all() and (eta.diff() >= 0).all()), "eta", expected="times >= 0 that do not decrease", got=eta.tolist(),
             cure="sort them")  # fmt: skip
     step = FINE * n / ((0.25 if y.ndim == 1 else 0.5) * float(torch.linalg.eigvalsh(K.double())[-1].clamp_min(1e-300)))
@@ -77,7 +77,7 @@ def logistic_path(K: Float[Tensor, "n n"], y: Tensor, eta: Float[Tensor, " t"], 
             cure="ask for shorter times, or raise steps")  # fmt: skip
 
     def slope(beta: Tensor) -> Tensor:
-        return (y - _probability(f0 + K @ beta)) / n
+        return (y - probability(f0 + K @ beta)) / n
 
     beta, found = torch.zeros_like(f0), []
     for (a, b), m in zip(pairwise(knots), plan, strict=True):
@@ -90,7 +90,7 @@ def logistic_path(K: Float[Tensor, "n n"], y: Tensor, eta: Float[Tensor, " t"], 
         found.append(beta)
     path = torch.stack(found)
     scores = torch.stack([f0 + K @ own for own in found])
-    return LogisticPath(eta, path, scores, torch.stack([_loss(f, y) for f in scores]), sum(plan))
+    return LogisticPath(eta, path, scores, torch.stack([cross_entropy(f, y) for f in scores]), sum(plan))
 
 
 def centred_one_hot(labels: Tensor) -> Float[Tensor, "n classes"]:
@@ -120,7 +120,7 @@ def working_problem(K: Float[Tensor, "n n"], y: Tensor, *,
     Raises:
         InputError: if shapes, dtypes or probabilities do not fit.
     """
-    p = _probability(_checked(K, y, start))
+    p = probability(checked_start(K, y, start))
     W = p * (1 - p)
     if y.ndim == 2:
         W = W.sum(1) / (y.shape[1] - 1)
@@ -128,8 +128,12 @@ def working_problem(K: Float[Tensor, "n n"], y: Tensor, *,
     return root[:, None] * K * root, (y - p) / (root if y.ndim == 1 else root[:, None])
 
 
-def _checked(K: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
-    """The start, after checks."""
+def checked_start(K: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
+    """The start, after checks.
+
+    Raises:
+        InputError: if shapes, dtypes or probabilities do not fit.
+    """
     same_dtype("K", K, "y", y)
     require(y.ndim in (1, 2) and len(y) == len(K) and (y.ndim == 1 or y.shape[1] > 1), "y", expected=f"({len(K)},) or ({len(K)}, k)",
             got=tuple(y.shape), cure="pass 0. and 1. for two classes, one-hot rows for more")  # fmt: skip
@@ -144,11 +148,13 @@ def _checked(K: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
     return start
 
 
-def _probability(f: Tensor) -> Tensor:
+def probability(f: Tensor) -> Tensor:
+    """Sigmoid or softmax."""
     return f.sigmoid() if f.ndim == 1 else f.softmax(1)
 
 
-def _loss(f: Tensor, y: Tensor) -> Tensor:
+def cross_entropy(f: Tensor, y: Tensor) -> Tensor:
+    """Mean over the rows."""
     if f.ndim == 1:
         return torch.nn.functional.binary_cross_entropy_with_logits(f, y)
     return torch.nn.functional.cross_entropy(f, y)

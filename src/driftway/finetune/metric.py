@@ -34,10 +34,11 @@ TINY = 1e-12
 
 
 def metric_of(optimizer: Any) -> str:
-    """The metric of an optimizer: "adam" for Adam, AdamW and others of that name."""
+    """The metric of an optimizer: "adam" for Adam, AdamW, NAdam and others of that name, but not Adamax, whose v is a maximum."""
+    name = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.SGD):
         return "gradient"
-    return "adam" if type(optimizer).__name__.startswith("Adam") and "betas" in optimizer.param_groups[0] else "sign"
+    return "adam" if "Adam" in name and "Adamax" not in name and "betas" in optimizer.param_groups[0] else "sign"
 
 
 def spread(K: Float[Tensor, "m m"]) -> float:
@@ -100,22 +101,24 @@ def gradients(model: nn.Module, batches: Sequence[Mapping[str, Any]], u: Tensor,
     """G = sum_i u_i g_i / n, and the mean square of the same sum over `batch` rows at a time, by name."""
     chosen = select(model, scope)
     parameters = list(chosen.values())
-    mean, square, part = ([torch.zeros_like(p) for p in parameters] for _ in range(3))
-    held, done, n = 0, 0, len(u)
+    mean, square, part = ([torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters] for _ in range(3))
+    done, n = 0, len(u)
     for rows in batches:
         with evaluating(model), torch.enable_grad():
             f = contrast(model, convert(dict(rows), parameters[0].dtype, parameters[0].device)) if classes else scores(model, rows)
-            own = u[done : done + len(f)].to(f)
-            found = torch.autograd.grad((own * f.reshape(own.shape)).sum(), parameters, allow_unused=True)
-        for total, gradient in zip(part, found, strict=True):
-            total += 0 if gradient is None else gradient
-        held, done = held + len(f), done + len(f)
-        if held >= batch or done == n:
-            for m, s, g in zip(mean, square, part, strict=True):
-                m += g / n
-                s += g.square() / held / n
-                g.zero_()
-            held = 0
+            own, first = (u[done : done + len(f)].to(f) * f.reshape(len(f), *u.shape[1:])).reshape(len(f), -1).sum(1), done
+            while done < first + len(f):  # as many rows as the pass and the batch both have left
+                start, done = done, min(first + len(f), done - done % batch + batch)
+                found = torch.autograd.grad(own[start - first : done - first].sum(), parameters, allow_unused=True,
+                                            retain_graph=done < first + len(f))  # fmt: skip
+                for total, gradient in zip(part, found, strict=True):
+                    total += 0 if gradient is None else gradient
+                if done % batch and done < n:
+                    continue
+                for m, s, g in zip(mean, square, part, strict=True):
+                    m += g / n
+                    s += g.square() / ((done - 1) % batch + 1) / n
+                    g.zero_()
     return dict(zip(chosen, mean, strict=True)), dict(zip(chosen, square, strict=True))
 
 
@@ -147,13 +150,16 @@ def pace(optimizer: Any, names: Mapping[int, str], reference: Mapping[str, float
         names: of parameters, by id.
         reference: (mean of v_p)^(1/2) at the start, in the units of the loss.
     """
-    now = start = 0.0
+    sizes, roots, seen = [], [], []
     for group in optimizer.param_groups:
         for p in group["params"]:
             state, root = optimizer.state.get(p), reference.get(names.get(id(p), ""))
-            if not state or not root or "exp_avg_sq" not in state:
-                continue
-            v = float(state["exp_avg_sq"].float().mean()) / (1 - group["betas"][1] ** float(state["step"]))
-            if v > 0:
-                now, start = now + p.numel() * root**2 / v**0.5, start + p.numel() * root
+            if state and root and "exp_avg_sq" in state:
+                sizes.append(p.numel())
+                roots.append(root)
+                seen.append(state["exp_avg_sq"].float().mean() / (1 - group["betas"][1] ** float(state["step"])))
+    now = start = 0.0
+    for size, root, v in zip(sizes, roots, torch.stack([v.to(seen[0]) for v in seen]).tolist() if seen else [], strict=True):
+        if v > 0:
+            now, start = now + size * root**2 / v**0.5, start + size * root
     return now / start if start > 0 else 1.0

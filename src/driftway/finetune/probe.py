@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from driftway.checks import choice, require
 from driftway.finetune.crossfit import Validation, cross_validate
+from driftway.finetune.heads import Head, lent
 from driftway.finetune.logistic import working_problem
 from driftway.finetune.metric import METRICS, evaluating, gradients, inverse, raw_kernel, root_mean_squares, scores, speed
 from driftway.finetune.schedule import Schedule
@@ -42,6 +43,8 @@ NOTES = {
     "sign": ("the optimizer breaks the theory, which is that of gradient descent: the kernel is that of gradient signs, in a time in "
              "which the loss begins to fall as it does under Adam; the stop is an estimate",),
 }  # fmt: skip
+FIXED = ("steps are counted for a kernel that keeps its size; it grows as a new head does, and the callback, which follows it, then stops "
+         "earlier, often by a factor of two or three")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Problem:
         metric: of the optimizer.
         reference: for "adam" (mean of v_p)^(1/2) by name, in the units of the loss.
         weights: for "adam" w_p by name.
+        held: rows that may be held out; all if None.
     """
 
     kernel: Float[Tensor, "n n"]
@@ -75,11 +79,13 @@ class Problem:
     metric: str = "gradient"
     reference: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    held: Tensor | None = None
 
     def validate(self) -> Validation:
         """Cross-validation of the time, by the loss that is trained."""
         folds = FEW if len(self.kernel) > WIDE else MANY
-        return cross_validate(self.plain, self.target, start=self.start, loss="cross_entropy" if self.classes else "squared", folds=folds)
+        return cross_validate(self.plain, self.target, start=self.start, loss="cross_entropy" if self.classes else "squared",
+                              folds=folds, held=self.held)  # fmt: skip
 
 
 def affordable(model: nn.Module, batches: Sequence[Mapping[str, Any]], *, budget: float, scope: Scope = "trainable",
@@ -116,7 +122,7 @@ def affordable(model: nn.Module, batches: Sequence[Mapping[str, Any]], *, budget
 
 
 def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tensor, *, scope: Scope = "trainable", metric: str = "gradient",
-            batch: int = 32, initial: Tensor | None = None) -> Problem:  # fmt: skip
+            batch: int = 32, initial: Tensor | None = None, held: Tensor | None = None) -> Problem:  # fmt: skip
     """The problem of a model that maps each row to scores, and one label a row.
 
     Args:
@@ -127,6 +133,7 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
         metric: "gradient", "adam" or "sign": of the optimizer.
         batch: rows of a training step.
         initial: (n, k) f_0 in place of the model's, such as `Head.initial`, out of fold.
+        held: rows that the head has not seen, where it has seen others: only these are held out in cross-validation.
 
     Raises:
         InputError: if the model does not give one row of scores for each label, or labels are constant.
@@ -149,14 +156,14 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
         target = y.float() if k == 2 else nn.functional.one_hot(y.long(), k).float()
         u, share, scale = target - (f.sigmoid() if k == 2 else f.softmax(1)), max(k - 1, 1), 1.0
     else:
-        target, share, scale = y.float().reshape(len(f), -1), k, 2 / k
+        target, share, scale = y.float().reshape(len(f), -1).expand_as(f), k, 2 / k
         u = target - f
     multi = not classes and k > 1 and getattr(getattr(model, "config", None), "problem_type", None) != "regression"
     if multi:
         p = f.sigmoid()
         u, scale = target - p, float((p * (1 - p)).mean()) / k
     notes = [f"the residual y - p of {k} binary losses stands for a squared loss"] if multi else []
-    reference, weights, time = {}, {}, scale
+    mean, square, reference, weights, time = {}, {}, {}, {}, scale
     if choice("metric", metric, METRICS) != "gradient":
         mean, square = gradients(model, batches, u, scope=scope, batch=batch, classes=classes)
         roots, time = root_mean_squares(square), 1.0
@@ -168,13 +175,37 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
         plain = plain * speed(mean, square, u, plain)
     require(float(raw.diagonal().max()) > 0, "model", expected="scores that depend on what is trained", got="gradients of zero",
             cure="start from a head that is not zero, or train the head too")  # fmt: skip
-    own = (metric, reference if metric == "adam" else {}, weights if metric == "adam" else {})
+    own = (metric, reference if metric == "adam" else {}, weights if metric == "adam" else {}, held)
     if not classes:
         r, goal, start = (part.double().squeeze(1) if part.shape[1] == 1 else part.double() for part in (u, target, f))
         goal, start = (r, torch.zeros_like(r)) if multi else (goal, start)
         return Problem(plain, r, plain, goal, start, raw, time, classes, tuple(notes), *own)
     K, r = working_problem(plain, target.double(), start=f.double())
     return Problem(K, r, plain, target.double(), f.double(), raw, time, classes, tuple(notes), *own)
+
+
+def problem_of(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tensor, head: Head | None, rows: Sequence[int],
+               **options: Any) -> Problem:  # fmt: skip
+    """The problem of a part of the rows that a head was fitted to: that of the probe of one half, so that the other may be held out.
+
+    Args:
+        model: see `problem`, with the head in it.
+        batches: see `problem`.
+        labels: see `problem`.
+        head: of all rows; None if it was not fitted.
+        rows: the part's place among them.
+        options: of `problem`.
+
+    Raises:
+        InputError: see `problem`.
+    """
+    if head is None:
+        return problem(model, batches, labels, **options)
+    with lent(model, head) as (initial, unseen):
+        held = None if unseen is None else torch.isin(torch.tensor(rows), unseen.cpu()).nonzero().flatten()
+        found = problem(model, batches, labels, initial=initial[list(rows)], held=held, **options)
+    knows = "the head knows the labels of all rows, and with it the kernel: cross-validation is too hopeful, and the stop may be late"
+    return found if held is not None else replace(found, notes=(*found.notes, knows))
 
 
 def find_stop(found: Problem, rule: str = "cross_validation", *, schedule: Schedule, rows: int, batch: int, sigma: float | None = None,
@@ -197,4 +228,4 @@ def find_stop(found: Problem, rule: str = "cross_validation", *, schedule: Sched
     validation = validation or found.validate()
     stop = stopping_time(eigendecompose(found.kernel.cpu()), found.residual.cpu(), rule, sigma=sigma, radius=radius, schedule=schedule,
                          rows=rows, batch=batch, validation=validation, adaptive=found.metric == "adam")  # fmt: skip
-    return replace(stop, violations=(*stop.violations, *found.notes))
+    return replace(stop, violations=(*stop.violations, *found.notes, FIXED))

@@ -124,7 +124,8 @@ def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str
         found=noise.found if radius is None else f"{noise.found}; R = {radius:.3g} was given and took the place of {noise.radius:.3g}",
         risk=(at[0], at[1], at[2]), curves=flow.curves(flow.times(200), sigma=noise.sigma, radius=used, truth=truth),
         sensitivity=_sensitivity(rule, chosen, noise.sigma, used, noise.lam(n)),
-        violations=(*_spectral(spectrum), *_statistical(flow, noise, used, truth), *_practical(spectrum, schedule, clock), *carried),
+        violations=(*_spectral(spectrum), *_statistical(flow, noise, used, truth), *_practical(spectrum, schedule, clock), *carried,
+                    *_gained(rule, validation)),
         validation=validation,
     )  # fmt: skip
 
@@ -212,6 +213,12 @@ def _statistical(flow: Flow, noise: Noise, radius: float, truth: Tensor | None) 
         found.append(f"the residual has {flow.r.shape[1]} outputs: the theory is for one; they share one kernel, one sigma and one time, "
                      "and squared errors are averaged over them")  # fmt: skip
     return found
+
+
+def _gained(rule: str, validation: Validation | None) -> list[str]:
+    """What is wrong with the rows held out."""
+    lost = rule == "cross_validation" and validation is not None and not validation.gains
+    return ["rows held out of the kernel gain nothing from training: the stop is where their loss begins to grow"] if lost else []
 
 
 def _practical(spectrum: Spectrum, schedule: Schedule | None, eta: float) -> list[str]:

@@ -1,30 +1,29 @@
 """A callback of transformers' Trainer that stops training at the time computed from the tangent kernel, without a validation set.
 
-    eta = sum over steps of  scale x lr x clipping x growth / (1 - momentum)      gradient descent
-    eta = sum over steps of  lr x clipping x growth x pace                        Adam
-
-Training stops before the first step that would pass the stop's eta. The scale belongs to the loss (probe.py), the pace to Adam (metric.py).
-Momentum multiplies the step of plain gradient descent by 1 / (1 - momentum) once it has built up. Clipping divides a step by the norm of
-its gradient where that is too large. Growth is that of the kernel: on a few rows it is computed again and again as training goes on, and
+Training stops before the first step that would pass the stop's eta. Steps are counted by a clock (clock.py), which needs the growth of the
+kernel: on a few rows it is computed again and again as training goes on, and
 
     growth = tr(C K_t C) / tr(C K_0 C),   C = I - 1 1^T / m
 
-tells how much faster scores move than at the start, as they do where a new head begins small. The first warns too, where K_t / K_0 is no
-longer a number and the regime of the theory is left.
+tells how much faster scores move than at the start, as they do where a new head begins small. Where K_t is far from K_0 the regime of the
+theory is left, and a warning is given.
 """
 
 import logging
 import math
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from driftway.checks import InputError, choice, count, real, require
+from driftway.finetune.clock import Clock, inner
+from driftway.finetune.heads import Head
 from driftway.finetune.intake import PASS, collated, dataset, rates, unlike
-from driftway.finetune.metric import METRICS, metric_of, pace, raw_kernel, spread
-from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem
+from driftway.finetune.metric import METRICS, metric_of, raw_kernel, spread
+from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem_of
 from driftway.finetune.schedule import Schedule
 from driftway.finetune.stopping import RULES, Stop
 from driftway.parallel import launched
@@ -36,8 +35,7 @@ except ImportError:
                      cure="pip install 'driftway[finetune]'") from None  # fmt: skip
 
 log = logging.getLogger(__name__)
-SAVED = ("eta", "scale", "metric", "classes", "stop_eta", "stop_step", "report", "probe_rows", "probe_kernel", "drifts", "clipped",
-         "warned", "growth", "reference", "weights")  # fmt: skip
+SAVED = ("classes", "weights", "stop_eta", "stop_step", "report", "probe_rows", "probe_kernel", "drifts", "warned")
 
 
 class SpectralStopping(TrainerCallback, ExportableState):
@@ -51,7 +49,7 @@ class SpectralStopping(TrainerCallback, ExportableState):
             for others.
         sigma: standard deviation of the noise; estimated if None.
         radius: R; estimated if None.
-        initial: (N, k) f_0 of the whole training set, in its order, in place of the model's: `Head.initial`.
+        head: the `Head` that the model begins with, where it was fitted to the training set: all rows, in their order.
         drift_every: steps between two measurements of the kernel's drift; a tenth of the run if None, 0 for none.
         drift_limit: relative change of the kernel above which a warning is given.
         drift_rows: rows that it is measured on.
@@ -60,16 +58,15 @@ class SpectralStopping(TrainerCallback, ExportableState):
     Attributes:
         stop: the `Stop`; None before training and in a run that was resumed.
         problem: the `Problem` that it is the stop of; likewise.
-        eta: time trained.
+        clock: time trained, and what a step adds to it.
         stop_eta: time to stop at.
         stop_step: predicted step; None if the schedule does not tell.
         drifts: [step, relative change of the kernel] for each measurement.
-        clipped: steps whose gradient was clipped.
         report: plain sentences: what was computed, and what the theory does not cover.
     """
 
     def __init__(self, rule: str = "cross_validation", *, budget: float | int = 120.0, rows: int = 1024, metric: str = "auto",
-                 sigma: float | int | None = None, radius: float | int | None = None, initial: Tensor | None = None,
+                 sigma: float | int | None = None, radius: float | int | None = None, head: Head | None = None,
                  drift_every: int | None = None, drift_limit: float | int = 0.5, drift_rows: int = 16, seed: int = 0) -> None:  # fmt: skip
         """Check.
 
@@ -85,13 +82,27 @@ class SpectralStopping(TrainerCallback, ExportableState):
             "drift_every": None if drift_every is None else count("drift_every", drift_every, least=0),
             "drift_limit": real("drift_limit", drift_limit, least=0), "drift_rows": count("drift_rows", drift_rows, least=2),
             "seed": count("seed", seed, least=0)}  # fmt: skip
-        self.initial = initial
-        self._hooks: list[Any] = []
+        self.head = head
         self._clear()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": dict(self.args), "attributes": {name: getattr(self, name) for name in SAVED}}
+        return {"args": dict(self.args), "attributes": {"time": asdict(self.clock), **{name: getattr(self, name) for name in SAVED}}}
+
+    @property
+    def eta(self) -> float:
+        """Time trained."""
+        return self.clock.eta
+
+    @property
+    def metric(self) -> str:
+        """Of the optimizer."""
+        return self.clock.metric
+
+    @property
+    def clipped(self) -> int:
+        """Steps whose gradient was clipped."""
+        return self.clock.clipped
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, lr_scheduler: Any = None,
                        train_dataloader: Any = None, **kwargs: Any) -> None:  # fmt: skip
@@ -105,8 +116,10 @@ class SpectralStopping(TrainerCallback, ExportableState):
         stored = stored[0] if isinstance(stored, list) else stored
         self._clear()
         for name, value in (stored or {}).get("attributes", {}).items():
-            setattr(self, name, value)
-        self._watch(args, model, optimizer)
+            if name == "time":
+                self.clock = Clock(**value)
+            else:
+                setattr(self, name, value)
         if not math.isnan(self.stop_eta):
             log.info("resumed at eta %.4g of %.4g", self.eta, self.stop_eta)
         else:
@@ -115,23 +128,20 @@ class SpectralStopping(TrainerCallback, ExportableState):
             if state.is_world_process_zero:
                 for sentence in self.report:
                     log.info(sentence)
-        if self._reached(self._step(model, optimizer)):
+        several = args.world_size > 1 or args.fp16
+        self.clock.watch(model, optimizer, clipping=bool(args.max_grad_norm) and not several and metric_of(inner(optimizer)) != "sign")
+        if self._reached(optimizer):
             warnings.warn("SpectralStopping: the time to stop is not more than the step at hand; training ends after one step, which "
                           "the Trainer always takes", stacklevel=2)  # fmt: skip
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find how much the gradient was clipped."""
-        self._factor = 1.0
-        if self._norms:
-            norm = float(torch.stack([norm.square() for norm in self._norms.values()]).sum().sqrt())
-            self._norms.clear()
-            self._factor = min(1.0, args.max_grad_norm / (norm + 1e-6))
-            self.clipped += self._factor < 1
+        self.clock.clip(args.max_grad_norm)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Add the step to eta: the schedule has not moved yet, so the learning rate is that of the step."""
         if not getattr(optimizer, "step_was_skipped", False):
-            self.eta += self._step(model, optimizer)
+            self.clock.tick(optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, train_dataloader: Any = None,
                     **kwargs: Any) -> None:  # fmt: skip
@@ -142,7 +152,7 @@ class SpectralStopping(TrainerCallback, ExportableState):
         if every and state.global_step % every == 0:
             with torch.random.fork_rng(devices=[]):
                 self._measure(state.global_step, model, train_dataloader)
-        if self._reached(self._step(model, optimizer)):
+        if self._reached(optimizer):
             self._stopped = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -155,27 +165,21 @@ class SpectralStopping(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say if training ended before the stop."""
-        self._unwatch()
-        if not self._stopped:
+        self.clock.unwatch()
+        if not self._stopped and self.stop_eta < math.inf:
             self.report.append(f"training ended at eta {self.eta:.4g}, before the stop at {self.stop_eta:.4g}: take more or larger steps")
 
     def _clear(self) -> None:
         self.stop: Stop | None = None
         self.problem: Problem | None = None
-        self.eta, self.scale, self.metric, self.classes = 0.0, 1.0, "gradient", False
-        self.growth = 1.0
-        self.reference: dict[str, float] = {}
+        self.clock, self.classes = Clock(), False
         self.weights: dict[str, float] = {}
-        self._names: dict[int, str] = {}
         self.stop_eta, self.stop_step = math.nan, None
         self.report: list[str] = []
         self.probe_rows: list[int] = []
         self.probe_kernel: list[list[float]] = []
         self.drifts: list[list[float]] = []
-        self.clipped, self.warned = 0, False
-        self._norms: dict[int, Tensor] = {}
-        self._factor, self._stopped = 1.0, False
-        self._unwatch()
+        self.warned = self._stopped = False
 
     def _compute(self, args: Any, state: Any, model: nn.Module, optimizer: Any, lr_scheduler: Any, loader: Any) -> None:
         data, group = dataset(loader), launched()
@@ -193,26 +197,22 @@ class SpectralStopping(TrainerCallback, ExportableState):
             limit = {self.args["rows"]: "the argument rows allows", N: "the training set has"}.get(n)
             self._warn(f"the kernel is that of {n} rows, fewer than {ENOUGH}: {limit or 'the budget allows'} no more")
         batches, labels = collated(loader, order[:n])
-        inner = getattr(optimizer, "optimizer", optimizer)
-        self.metric = metric_of(inner) if self.args["metric"] == "auto" else self.args["metric"]
-        initial = None if self.initial is None else self.initial[order[:n]]
-        self.problem = found = problem(model, batches, labels, metric=self.metric, batch=batch, initial=initial)
-        self.scale, self.classes, self.reference, self.weights = found.scale, found.classes, dict(found.reference), dict(found.weights)
+        metric = metric_of(inner(optimizer)) if self.args["metric"] == "auto" else self.args["metric"]
+        self.problem = found = problem_of(model, batches, labels, self.head, order[:n], metric=metric, batch=batch)
+        self.clock = Clock(metric, found.scale, dict(found.reference))
+        self.classes, self.weights = found.classes, dict(found.weights)
         steps, guessed = rates(lr_scheduler, optimizer, state.max_steps)
-        schedule = Schedule(steps, self.scale * self._boost(optimizer))
+        schedule = Schedule(steps, found.scale * self.clock.boost(optimizer))
         known = {name: self.args[name] for name in ("sigma", "radius")}
         self.stop = stop = group.gather(find_stop(found, self.args["rule"], schedule=schedule, rows=N, batch=batch, **known))[0]
         self.stop_eta, self.stop_step = stop.eta, stop.steps
-        epoch = "" if stop.epochs is None else f", epoch {stop.epochs:.3g}"
-        self.report.insert(0, f"stop at eta {stop.eta:.4g} ({stop.rule}; {n} of {N} rows): step {stop.steps}{epoch}")
+        when = "to the end" if stop.steps is None else f"step {stop.steps}" + ("" if stop.epochs is None else f", epoch {stop.epochs:.3g}")
+        self.report.insert(0, f"stop at eta {stop.eta:.4g} ({stop.rule}; {n} of {N} rows): {when}")
         if stop.eta == 0:
             self.stop_eta, self.stop_step = math.inf, None
-            self._warn(f"no signal stands out from noise in the kernel of {n} of {N} rows, so that training is not stopped: take more rows, "
-                       "or check whether the labels can be told from the inputs at all")  # fmt: skip
-        end = schedule.eta(state.max_steps)
-        if end < self.stop_eta < math.inf:
-            self.report.append(f"the schedule ends at eta {end:.4g} after {state.max_steps} steps, before the stop")
-        self.report += [*stop.violations, *guessed, *unlike(args, optimizer, self.metric != "gradient")]
+            self._warn(f"no signal stands out from noise in the kernel of {n} of {N} rows, so that training is not stopped: take more "
+                       "rows, or check whether the labels can be told from the inputs at all")  # fmt: skip
+        self.report += [*stop.violations, *guessed, *unlike(args, optimizer, metric)]
         m = min(self.args["drift_rows"], n)
         self.probe_rows = order[:m]
         self.probe_kernel = found.raw[:m, :m].tolist()
@@ -222,7 +222,8 @@ class SpectralStopping(TrainerCallback, ExportableState):
         K = raw_kernel(model, collated(loader, self.probe_rows)[0], metric=self.metric, weights=self.weights,
                        classes=self.classes).to(start.device)  # fmt: skip
         change, before = float((K - start).norm() / start.norm()), spread(start)
-        self.growth = spread(K) / before if before > 0 else 1.0
+        if before > 0 and math.isfinite(growth := spread(K) / before):
+            self.clock.growth = growth
         self.drifts.append([step, change])
         if change > self.args["drift_limit"] and not self.warned:
             self.warned = True
@@ -233,34 +234,6 @@ class SpectralStopping(TrainerCallback, ExportableState):
         self.report.append(sentence)
         warnings.warn(f"SpectralStopping: {sentence}", stacklevel=4)
 
-    def _boost(self, optimizer: Any) -> float:
-        group = optimizer.param_groups[0]
-        return 1.0 if self.metric != "gradient" else (1 - group.get("dampening", 0)) / (1 - group.get("momentum", 0))
-
-    def _step(self, model: nn.Module, optimizer: Any) -> float:
-        """What one step adds to eta."""
-        own = 1.0
-        if self.metric == "adam":
-            self._names = self._names or {id(p): name for name, p in model.named_parameters()}
-            own = pace(getattr(optimizer, "optimizer", optimizer), self._names, self.reference)
-        return self.scale * float(optimizer.param_groups[0]["lr"]) * self._boost(optimizer) * self._factor * self.growth * own
-
-    def _reached(self, step: float) -> bool:
-        return self.eta + step > self.stop_eta * (1 + 1e-9)
-
-    def _watch(self, args: Any, model: nn.Module, optimizer: Any) -> None:
-        """Record the norms of gradients before they are clipped."""
-        if not args.max_grad_norm or metric_of(getattr(optimizer, "optimizer", optimizer)) == "sign" or args.world_size > 1 or args.fp16:
-            return
-        for p in model.parameters():
-            if p.requires_grad:
-                self._hooks.append(p.register_post_accumulate_grad_hook(self._norm))
-
-    def _norm(self, p: Tensor) -> None:
-        if p.grad is not None:
-            self._norms[id(p)] = p.grad.detach().norm()
-
-    def _unwatch(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+    def _reached(self, optimizer: Any) -> bool:
+        """Whether the next step would pass the stop."""
+        return self.clock.eta + self.clock.step(optimizer) > self.stop_eta * (1 + 1e-9)

@@ -74,7 +74,8 @@ def verdict(study: Study) -> list[str]:
         first = f"Train to the end of {end}: no time before it is better ({by})."
     elif not study.reached:
         needed = study.needed or 0
-        cure = f"{needed:,} epochs, or a larger learning rate, would get there" if needed < FAR * study.epochs else "it needs larger steps"
+        cure = f"{needed:,} epochs, or a larger learning rate, would get there" if needed < FAR * study.epochs else (
+            f"steps {study.clock(stop.eta) / study.schedule.eta(study.total):,.3g} times as large would get there")  # fmt: skip
         first = (f"Train to the end of {end}: it gets {percent_of(study.end / stop.eta)} of the way to the stop at eta {stop.eta:.3g} "
                  f"({by}); {cure}.")  # fmt: skip
     else:
