@@ -159,7 +159,8 @@ def main() -> None:
         for worker in [subprocess.Popen(share) for share in shares]:
             worker.wait()
     path = options.json or (None if options.quick else RESULTS / "stopping_text.json")
-    held = {"rows": N, "test rows": TEST, "batch": how.BATCH, "tokens": {**how.LENGTHS, "others": 32}, "epochs": EPOCHS, "learning rate": RATES,
+    held = {"rows": N, "test rows": TEST, "batch": how.BATCH,
+            "tokens": {**how.LENGTHS, "others": 32}, "epochs": EPOCHS, "learning rate": RATES,
             "SGD": f"momentum {how.MOMENTUM}, rate {how.SHARE} x 2 / mu_1 of the task", "head": "random",
             "schedule": "constant", "peer": f"patience {how.PATIENCE}, {HELD:.0%} of the rows held out, best epoch kept"}  # fmt: skip
     record = Record(name="stopping_text", title="When to stop fine-tuning, on real text",
