@@ -58,7 +58,7 @@ def finetune(monkeypatch, capsys, model):
 
 def test_the_stop_is_said_written_and_kept_to(finetune, tmp_path):
     out = tmp_path / "run"
-    data, words = write(tmp_path / "train.csv"), ["--head", "random"]
+    data, words = write(tmp_path / "train.csv"), ["--head", "random", "--optimizer", "sgd"]
     code, said, err = finetune("stop", data, out, "--lr", 1e-9, *words)
     assert code == 0, err
     known = json.loads((out / "stop.json").read_text())

@@ -32,7 +32,7 @@ from driftway.linalg import eigendecompose
 from driftway.linalg.operator import symmetric_matrix
 
 LOSSES = ("squared", "cross_entropy")
-FIRST, RATIO = 0.5, 2 ** (1 / 3)  # the first time in 1 / (L mu_1); each time over the one before
+FIRST, RATIO = 0.02, 2 ** (1 / 3)  # the first time in 1 / (L mu_1); each time over the one before
 CLOSE, WORSE = 0.02, 0.02  # of the lowest held loss, and of the start, as a part of it
 PAST, FITTED, AFTER, MOST = 1.1, 1e-3, 6, 4000  # held loss over its best, training loss, and times since, to end at; the most slopes
 
