@@ -66,10 +66,10 @@ class Watched(SpectralStopping):
         began = time.perf_counter()
         super().on_train_begin(args, state, control, **kwargs)
         self.seconds = time.perf_counter() - began
-        found, seen = self.problem, self.stop.validation
+        found, seen = self.problem, self.problem.validation
         schedule, rows = Schedule(args.learning_rate, found.scale), len(found.kernel)
         for rule in RULES:
-            stop = find_stop(found, rule, schedule=schedule, rows=rows, batch=BATCH, validation=seen)
+            stop = find_stop(found, rule, schedule=schedule, rows=rows, batch=BATCH)
             self.found[rule] = {"eta": stop.eta, "predicted": stop.steps, "step": None}
         self.path = {"eta": seen.eta.tolist(), "train": seen.train.tolist(), "held": seen.held.tolist(), "error": seen.error.tolist(),
                      "nominal": seen.nominal.tolist(), "scale": found.scale}  # fmt: skip
@@ -104,7 +104,6 @@ def data(language: LanguageModel, texts: list[str], labels: Tensor) -> list[dict
 def scorer(language: LanguageModel, texts: list[str], labels: Tensor) -> Any:
     """The mean loss, and the part of wrong classes or the mean squared error."""
     batches = language.batches(texts, size=32)
-    order = [len(batch["input_ids"]) for batch in batches]
 
     def score() -> tuple[float, float]:
         model = language.model
@@ -113,11 +112,10 @@ def scorer(language: LanguageModel, texts: list[str], labels: Tensor) -> Any:
         with torch.no_grad():
             f = torch.cat([model(**batch).logits for batch in batches])
         model.train(before)
-        y = labels[: sum(order)]
         if f.shape[1] == 1:
-            error = float((f[:, 0] - y).square().mean())
+            error = float((f[:, 0] - labels).square().mean())
             return error, error
-        return float(torch.nn.functional.cross_entropy(f, y)), float((f.argmax(1) != y).float().mean())
+        return float(torch.nn.functional.cross_entropy(f, labels)), float((f.argmax(1) != labels).float().mean())
 
     return score
 

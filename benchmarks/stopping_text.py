@@ -31,10 +31,10 @@ SHOWN = {"cross_validation": "cross-validation in the kernel (default)", "margin
          "gcv": "GCV", "discrepancy": "discrepancy", "rademacher": "plain rule, R estimated", END: END,
          PEER: f"{PEER} (20 % held out)"}  # fmt: skip
 NOTES = (
-    "The best epoch in hindsight is chosen with the test rows themselves, the lowest of up to nine noisy figures: no rule can reach it.",
+    "The best epoch in hindsight is chosen with the test rows themselves, the lowest of six or seven noisy figures: no rule can reach it.",
     "Loss is cross entropy for classes: it punishes confidence, and turns up long before the part of wrong classes does.",
 )
-LLAMA = {"name": "smollm2", "task": "rotten_tomatoes", "mode": "lora adamw", "n": 48, "epochs": 4}
+LLAMA = {"task": "rotten_tomatoes", "mode": "lora adamw", "n": 48, "epochs": 4}
 Rows = list[dict[str, Any]]
 
 

@@ -293,4 +293,4 @@ def test_one_column_of_numbers_for_several_outputs_is_a_target_for_each():
     model.config = SimpleNamespace(problem_type="regression")
     found = problem(model, batches, torch.randn(24, 1, generator=torch.Generator().manual_seed(0)))
     assert found.target.shape == found.start.shape == found.residual.shape == (24, 3)
-    assert math.isfinite(float(found.validate().held[0]))
+    assert math.isfinite(float(found.validation.held[0]))

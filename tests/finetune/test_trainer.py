@@ -182,7 +182,7 @@ def test_rows_that_gain_nothing_are_trained_until_they_lose(tmp_path):
     callback = SpectralStopping(drift_every=0)
     trained(tmp_path, callback, data=rows(signal=0.0), max_steps=3)
     assert callback.problem is not None
-    assert not callback.problem.validate().gains
+    assert not callback.problem.validation.gains
     assert 0 < callback.stop_eta < math.inf
     assert any("gain nothing from training" in sentence for sentence in callback.report)
 

@@ -1,9 +1,7 @@
 """`driftway finetune stop | run`."""
 
 import json
-import shlex
 import shutil
-import sys
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import typer
 
 from driftway import checks, store
-from driftway.cli.terminal import err, out, say_study, working
+from driftway.cli.terminal import err, out, say_study, typed, working
 from driftway.cli.tuning import Options, Setup, foresee, prepare
 from driftway.data import read_texts
 from driftway.report import Study, Training, load_study, save_study, write_stopping_report
@@ -99,8 +97,7 @@ def run(model: Model, data: Data, output: Out, text: Text = "text", label: Label
     with deferred_interrupt() as interrupted, working("training") as on_step:
         training = train(setup, Hooks(on_study, on_step, interrupted), folder=output / CHECKPOINTS, checkpoint=checkpoint)
     if training is None:
-        again = shlex.join([*(word for word in _command() if word != "--resume"), "--resume"])
-        err.print(f"saved in {output}; continue with: {again}", markup=False, soft_wrap=True)
+        err.print(f"saved in {output}; continue with: {typed(again=True)}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
     with quiet():
         _save_model(setup)
@@ -151,7 +148,7 @@ def _checkpoint(folder: Path) -> Path | None:
 
 def _save(setup: Setup, study: Study) -> None:
     save_study(setup.chosen.output / SPECTRUM, study)
-    _write(setup.chosen.output / STUDY, {"command": shlex.join(_command()), "options": setup.chosen.written, **study.plain()})
+    _write(setup.chosen.output / STUDY, {"command": typed(), "options": setup.chosen.written, **study.plain()})
 
 
 def _write(path: Path, known: dict[str, object]) -> None:
@@ -171,9 +168,5 @@ def _save_model(setup: Setup) -> None:
 def _report(setup: Setup, study: Study, training: Training | None = None) -> None:
     path = setup.chosen.output / REPORT
     title = f"{setup.chosen.data.name} on {setup.chosen.model.name}" + (": when to stop" if training is None else "")
-    write_stopping_report(path, study, command=shlex.join(_command()), title=title, settings=setup.settings, training=training)
+    write_stopping_report(path, study, command=typed(), title=title, settings=setup.settings, training=training)
     out.print(f"report: {path}", markup=False, soft_wrap=True)
-
-
-def _command() -> list[str]:
-    return ["driftway", *sys.argv[1:]]

@@ -1,5 +1,7 @@
 """What the terminal shows: errors on one line, a progress bar, tables."""
 
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,3 +84,9 @@ def _say_table(rows: list[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*row.values())
     out.print(table)
+
+
+def typed(*, again: bool = False) -> str:
+    """The command as it was typed, or the one that goes on from where it was stopped."""
+    words = ["driftway", *sys.argv[1:]]
+    return shlex.join([*(word for word in words if word != "--resume"), "--resume"] if again else words)

@@ -1,7 +1,5 @@
 """`driftway transport fit | sample | evaluate`."""
 
-import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,7 @@ import typer
 from torch import Tensor
 
 from driftway import checks
-from driftway.cli.terminal import err, out, progress, say_certificate, say_evaluation
+from driftway.cli.terminal import err, out, progress, say_certificate, say_evaluation, typed
 from driftway.data import Table, read_images, read_labelled, read_table, writable, write_table
 from driftway.parallel import launched
 from driftway.report import evaluate as evaluate_model
@@ -77,14 +75,12 @@ def fit(
                 resume=output if resume else None, group=group,
             )  # fmt: skip
         except Interrupted as stop:
-            words = [word for word in _command() if word != "--resume"]
-            again = shlex.join([*words, "--resume"])
-            err.print(f"saved in {stop.folder}; continue with: {again}", markup=False, soft_wrap=True)
+            err.print(f"saved in {stop.folder}; continue with: {typed(again=True)}", markup=False, soft_wrap=True)
             raise typer.Exit(130) from None
     if not group.main:
         return
     title = f"{source.name} to {target.name}" if source else f"the standard normal to {target.name}"
-    finish(model, output, source_is_data=x is not None, names=rows.names, title=title, command=shlex.join(_command()))
+    finish(model, output, source_is_data=x is not None, names=rows.names, title=title, command=typed())
 
 
 def finish(model: TransportModel, folder: Path, *, source_is_data: bool, names: tuple[str, ...], title: str, command: str) -> None:
@@ -148,7 +144,7 @@ def evaluate(
     say_certificate(evaluation.certificate, proven=model.problem.sigma == 0)
     say_evaluation(evaluation)
     if report is not None:
-        write_report(report, model, evaluation, x, y, command=shlex.join(_command()), title=f"{target.name} held out",
+        write_report(report, model, evaluation, x, y, command=typed(), title=f"{target.name} held out",
                      labels=rows.labels)  # fmt: skip
         out.print(f"report: {report}", soft_wrap=True)
 
@@ -160,10 +156,6 @@ class Rows:
     values: Tensor
     names: tuple[str, ...]
     labels: list[str] | None
-
-
-def _command() -> list[str]:
-    return ["driftway", *sys.argv[1:]]
 
 
 def _label(model: TransportModel, label: str | None) -> str | list[float] | None:

@@ -9,16 +9,15 @@ import torch
 
 from driftway.checks import choice, count, real, require
 from driftway.data import Texts, read_texts
-from driftway.finetune import RULES, Schedule
+from driftway.finetune import Schedule
 from driftway.finetune.heads import Head, head, one_hot
 from driftway.finetune.intake import PASS, rates
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
 from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem_of
+from driftway.finetune.stopping import ALONE
 from driftway.kernels.tangent.scope import select
-from driftway.linalg import eigendecompose
 from driftway.report import Study
 
-USABLE = tuple(rule for rule in RULES if rule not in ("holdout", "oracle"))
 HEADS, SCHEDULES, OPTIMIZERS = ("auto", "probe", "zero", "random", "keep"), ("constant", "linear", "cosine"), ("sgd", "adamw")
 LOSSES = {
     "auto": "",
@@ -60,7 +59,7 @@ class Options:
         Raises:
             InputError: if a name is unknown or a number out of range.
         """
-        for name, known in (("rule", USABLE), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss", tuple(LOSSES)), ("head", HEADS)):
+        for name, known in (("rule", ALONE), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss", tuple(LOSSES)), ("head", HEADS)):
             choice(name, getattr(self, name), known)
         for name, least in (("batch", 1), ("warmup", 0), ("length", 2), ("rows", LEAST), ("seed", 0)):
             count(name, getattr(self, name), least=least)
@@ -186,11 +185,10 @@ def study_of(setup: Setup, found: Problem, steps: list[float]) -> Study:
     """The stops of a problem by all rules, the chosen one first."""
     chosen, N = setup.chosen, len(setup.texts.texts)
     schedule = Schedule(steps, found.scale)
-    rules = sorted(USABLE, key=lambda rule: rule != chosen.rule)
-    validation = found.validate()
-    first, *others = (find_stop(found, rule, schedule=schedule, rows=N, batch=chosen.batch, validation=validation) for rule in rules)
+    rules = sorted(ALONE, key=lambda rule: rule != chosen.rule)
+    first, *others = (find_stop(found, rule, schedule=schedule, rows=N, batch=chosen.batch) for rule in rules)
     first = replace(first, violations=(*first.violations, *setup.notes))
-    return Study(eigendecompose(found.kernel.cpu()), found.residual.cpu(), schedule, N, chosen.batch, (first, *others), validation,
+    return Study(found.spectrum, found.residual.cpu(), schedule, N, chosen.batch, (first, *others), found.validation,
                  found.metric == "adam")  # fmt: skip
 
 

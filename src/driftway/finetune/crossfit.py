@@ -63,7 +63,7 @@ class Validation:
         """
         require(len(self.eta) > 1 and float(self.eta[0]) == 0 and bool((self.eta.diff() > 0).all()), "validation",
                 expected="2 times or more that increase from 0", got=f"{len(self.eta)} from {float(self.eta[:1].sum()):g}",
-                cure="take it from cross_validate or Problem.validate")  # fmt: skip
+                cure="take it from cross_validate or Problem.validation")  # fmt: skip
 
     @property
     def gains(self) -> bool:
@@ -143,11 +143,11 @@ def cross_validate(K: Float[Tensor, "n n"], y: Tensor, *, start: Tensor | None =
     largest = float(torch.linalg.eigvalsh(K)[-1]) / n
     require(largest > 0, "K", expected="a kernel that is not zero", got="zeros", cure="check the scope and the head")
     if loss == "squared":
-        return _closed(K, y - f0, parts, largest)
+        return _closed(K, y - f0, parts)
     return _walk(K, y, f0, parts, largest * (0.25 if y.ndim == 1 else 0.5))
 
 
-def _closed(K: Tensor, r: Tensor, parts: list[Tensor], largest: float) -> Validation:
+def _closed(K: Tensor, r: Tensor, parts: list[Tensor]) -> Validation:
     n, whole = len(r), Flow(eigendecompose(K), r)
     eta = torch.cat([r.new_zeros(1), whole.times(200).to(r)])
     held, total = torch.zeros_like(eta), sum(map(len, parts))

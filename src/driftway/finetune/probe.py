@@ -13,6 +13,7 @@ Optimizers other than gradient descent have a kernel of their own (metric.py).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import sqrt
 from time import perf_counter
 from typing import Any
@@ -30,18 +31,17 @@ from driftway.finetune.schedule import Schedule
 from driftway.finetune.stopping import Stop, stopping_time
 from driftway.kernels.tangent import tangent_features
 from driftway.kernels.tangent.scope import Scope, select
-from driftway.linalg import eigendecompose
+from driftway.linalg import Spectrum, eigendecompose
 
 LEAST = 20  # rows below which no stop is computed
 ENOUGH = 64
 FEW, MANY = 5, 10  # folds for more than WIDE rows, and for fewer
 WIDE = 256
 NOTES = {
-    "gradient": (),
     "adam": ("Adam breaks the theory, which is that of gradient descent: its division by the size of gradients is taken as one number for "
-             "a tensor; the stop is an estimate",),
+             "a tensor; the stop is an estimate"),
     "sign": ("the optimizer breaks the theory, which is that of gradient descent: the kernel is that of gradient signs, in a time in "
-             "which the loss begins to fall as it does under Adam; the stop is an estimate",),
+             "which the loss begins to fall as it does under Adam; the stop is an estimate"),
 }  # fmt: skip
 FIXED = ("steps are counted for a kernel that keeps its size; it grows as a new head does, and the callback, which follows it, then stops "
          "earlier, often by a factor of two or three")  # fmt: skip
@@ -81,7 +81,13 @@ class Problem:
     weights: Mapping[str, float] = field(default_factory=dict)
     held: Tensor | None = None
 
-    def validate(self) -> Validation:
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Of the kernel."""
+        return eigendecompose(self.kernel.cpu())
+
+    @cached_property
+    def validation(self) -> Validation:
         """Cross-validation of the time, by the loss that is trained."""
         folds = FEW if len(self.kernel) > WIDE else MANY
         return cross_validate(self.plain, self.target, start=self.start, loss="cross_entropy" if self.classes else "squared",
@@ -168,7 +174,7 @@ def problem(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: Tens
         mean, square = gradients(model, batches, u, scope=scope, batch=batch, classes=classes)
         roots, time = root_mean_squares(square), 1.0
         reference, weights = {name: scale * v for name, v in roots.items()}, inverse(roots)
-        notes.extend(NOTES[metric])
+        notes.append(NOTES[metric])
     raw = raw_kernel(model, batches, scope=scope, metric=metric, weights=weights, classes=classes)
     plain = raw / share
     if metric == "sign":
@@ -209,7 +215,7 @@ def problem_of(model: nn.Module, batches: Sequence[Mapping[str, Any]], labels: T
 
 
 def find_stop(found: Problem, rule: str = "cross_validation", *, schedule: Schedule, rows: int, batch: int, sigma: float | None = None,
-              radius: float | None = None, validation: Validation | None = None) -> Stop:  # fmt: skip
+              radius: float | None = None) -> Stop:  # fmt: skip
     """The stop of training on `rows` rows, from a problem with a part of them.
 
     Args:
@@ -220,12 +226,10 @@ def find_stop(found: Problem, rule: str = "cross_validation", *, schedule: Sched
         batch: rows of a step.
         sigma: see `stopping_time`.
         radius: see `stopping_time`.
-        validation: `found.validate()`, where it is known.
 
     Raises:
         InputError: see `stopping_time`.
     """
-    validation = validation or found.validate()
-    stop = stopping_time(eigendecompose(found.kernel.cpu()), found.residual.cpu(), rule, sigma=sigma, radius=radius, schedule=schedule,
-                         rows=rows, batch=batch, validation=validation, adaptive=found.metric == "adam")  # fmt: skip
+    stop = stopping_time(found.spectrum, found.residual.cpu(), rule, sigma=sigma, radius=radius, schedule=schedule, rows=rows,
+                         batch=batch, validation=found.validation, adaptive=found.metric == "adam")  # fmt: skip
     return replace(stop, violations=(*stop.violations, *found.notes, FIXED))

@@ -34,6 +34,7 @@ from driftway.finetune.schedule import Schedule
 from driftway.linalg import Spectrum, fit_decay
 
 RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "cross_validation", "holdout", "oracle")
+ALONE = RULES[:-2]  # they need neither held rows nor a truth
 FEW = 50  # rows below which sigma and R are guesses
 BARE = 1e-3  # negative eigenvalues of this part of the trace are more than rounding
 

@@ -25,7 +25,7 @@ from driftway.finetune.intake import PASS, collated, dataset, rates, unlike
 from driftway.finetune.metric import METRICS, metric_of, raw_kernel, spread
 from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem_of
 from driftway.finetune.schedule import Schedule
-from driftway.finetune.stopping import RULES, Stop
+from driftway.finetune.stopping import ALONE, Stop
 from driftway.parallel import launched
 
 try:
@@ -73,9 +73,8 @@ class SpectralStopping(TrainerCallback, ExportableState):
         Raises:
             InputError: if a name is unknown or a number out of range.
         """
-        usable = [name for name in RULES if name not in ("holdout", "oracle")]
         self.args: dict[str, Any] = {
-            "rule": choice("rule", rule, usable), "budget": real("budget", budget, least=0, strict=True),
+            "rule": choice("rule", rule, ALONE), "budget": real("budget", budget, least=0, strict=True),
             "rows": count("rows", rows, least=LEAST), "metric": choice("metric", metric, ("auto", *METRICS)),
             "sigma": None if sigma is None else real("sigma", sigma, least=0, strict=True),
             "radius": None if radius is None else real("radius", radius, least=0, strict=True),
