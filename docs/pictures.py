@@ -1,4 +1,5 @@
-"""The pictures of README and documentation: `python -m docs.pictures [transport] [finite_width] [few_epochs]` draws them into docs/images/.
+"""The pictures of README and documentation: `python -m docs.pictures [transport] [finite_width] [few_epochs]
+[gaussian_process_limit]` draws them into docs/images/.
 
 "transport" trains two small models; the others draw the figures of `experiments/NAME.json`. Without a name, all.
 """
@@ -18,6 +19,7 @@ from driftway.report.style import DATA, FAINT, LABELS, SAMPLES, SOURCE, styled
 from driftway.transport import Settings, fit
 from experiments import few_epochs as few
 from experiments import finite_width as finite
+from experiments import gaussian_process_limit as process
 
 IMAGES = Path(__file__).parent / "images"
 PAPER, INK, START, END = "#ffffff", "#333333", "#8a8a8a", "#d95f02"
@@ -146,7 +148,50 @@ def few_epochs() -> Figure:
     return figure
 
 
-PICTURES = {"few_epochs": (few_epochs, 150), "transport": (transport, 110), "finite_width": (finite_width, 150)}
+@styled
+def gaussian_process_limit() -> Figure:
+    """Trained networks in their limit; the fall of their distance from it, and of what is not normal about them, with the width."""
+    found = json.loads(Path(process.__file__).with_suffix(".json").read_text())
+    figure = Figure(figsize=(12.4, 3.9))
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+
+    own = found["ensemble"]["all parameters"]
+    row, t = own["row"], own["t"]
+    for i, f in enumerate(row["networks"]):
+        left.plot(t, f, color="#7FB8DA", linewidth=0.8, label=f"20 networks of width {found['ensemble']['width']}" if i == 0 else None)
+    for who, colour, line, name in (("limit ", SAMPLES, "-", "infinite width"), ("", DATA, (0, (2, 2)), f"{own['networks']} networks")):
+        mean, deviation = torch.tensor(row[who + "mean"]), torch.tensor(row[who + "variance"]).sqrt()
+        for k in (0, -2, 2):
+            left.plot(t, mean + k * deviation, color=colour, linestyle=line, linewidth=1.4 if k else 2.2,
+                      label=f"{name}: mean, 2 deviations" if k == 0 else None)  # fmt: skip
+    left.set(xscale="log", title="Training of all parameters: one target row", xlabel="time", xlim=(t[0], t[-1]))
+    low, high = left.get_ylim()
+    left.set_ylim(low, high + 0.35 * (high - low))
+    left.legend(loc="upper left", fontsize=8.5, handlelength=1.8, borderaxespad=0.1)
+
+    names = {"NNGP": "covariance (NNGP)", "NTK": "tangent kernel", "readout alone": "path, readout trained",
+             "all parameters": "path, all trained"}  # fmt: skip
+    laws = {"kurtosis": "excess kurtosis", "squares": "correlation of squares", "KS": "distribution function"}
+    for axes, keys, power, level, limits, ticks, title in (
+            (middle, names, -0.5, 6.5, (0.02, 2.2), (16, 64, 256, 1024), "Distance from the limit"),
+            (right, laws, -1.0, 45.0, (1.5e-4, 4), (16, 32, 64, 128, 256), "Departure from a normal law")):  # fmt: skip
+        for (key, name), colour in zip(keys.items(), LABELS, strict=False):
+            rows = found["normality" if key in found["normality"][0] else "training"]
+            slope, error = found["slopes"][key].values()
+            axes.plot([r["width"] for r in rows], [r[key]["value"] for r in rows], "o-", color=colour, linewidth=1.3, markersize=4.5,
+                      markeredgecolor="white", markeredgewidth=0.6, label=f"{name}, {slope:.2f} ± {error:.2f}")  # fmt: skip
+        guide = torch.tensor([16.0, 1024.0] if axes is middle else [16.0, 256.0])
+        axes.plot(guide, level * guide**power, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"slope {power:g}")
+        axes.set(xscale="log", yscale="log", title=title, xlabel="width", ylim=limits)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+        axes.legend(loc="lower left", fontsize=8.5, handlelength=1.6, borderaxespad=0.1)
+    return figure
+
+
+PICTURES = {"few_epochs": (few_epochs, 150), "transport": (transport, 110), "finite_width": (finite_width, 150),
+            "gaussian_process_limit": (gaussian_process_limit, 150)}  # fmt: skip
 
 
 def main() -> None:

@@ -1,0 +1,336 @@
+"""Few-label domain adaptation for regression as scikit-learn estimators. This file and `estimators_*.py` alone import scikit-learn.
+
+    TargetOnlyGP             the labelled rows of the target alone
+    PooledGP                 all rows, as if of one domain
+    TransferGPRegressor      one correlation for each source, learned (AT-GP: Cao et al., 2010)
+    ReweightedGP             all rows; noise of a source row by its importance p_T/p_S
+    MeanEmbeddingGP          correlations of fixed mean embeddings
+    DINOInitRegressor        learned weights of base samples; the Gaussian process of the network at initialisation
+    DINOTrainRegressor       the same network with all layers trained, for a finite time
+
+All are `fit(X, y, sample_domain)` with skada's codes: positive for a source, negative for the target, NaN in y for a target row without
+label. Predictions are for the target domain, and the standard deviation is that of a new label, noise included.
+"""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from driftway.adapt import dino_init, dino_train
+from driftway.adapt.dino_init import Prediction, Settings, base_samples, first_stage, second_stage
+from driftway.adapt.distribution_kernel import FORMS, Rows
+from driftway.adapt.importance import importance_weights
+from driftway.adapt.learn import Frame, Learned, constant, embedded, frame
+from driftway.adapt.shift import Shift
+from driftway.checks import choice, count, real, require
+from driftway.kernels import FullyConnected
+
+
+class DomainRegressor(RegressorMixin, BaseEstimator):
+    """What the estimators share.
+
+    Args:
+        depth: hidden layers of the network whose kernel is used.
+        activation: relu, leaky_relu, abs, erf or gelu.
+        source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
+        max_iter: quasi-Newton steps.
+        random_state: seed of whatever is drawn.
+
+    Attributes:
+        shift_: the rows of the fit.
+        model_: the fitted process.
+        correlation_: k_P between the domains, the target first, mean over rows.
+        output_covariance_: covariance of the outputs, in their units.
+        n_iter_: evaluations of the likelihood.
+        noise_std_: standard deviation of a target label's noise, for each output.
+        n_features_in_: columns.
+        feature_names_in_: their names, where X was a data frame with names.
+    """
+
+    __metadata_request__fit = {"sample_domain": True}  # noqa: RUF012 -- scikit-learn reads it off the class
+    __metadata_request__score = {"sample_domain": False}  # noqa: RUF012
+
+    def __init__(self, depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
+        self.depth = depth
+        self.activation = activation
+        self.source_weight = source_weight
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_domain: Any = None, sample_weight: Any = None) -> "DomainRegressor":
+        """Fit on the rows of all domains.
+
+        Args:
+            X: (n, d) rows.
+            y: (n,) or (n, k) targets; NaN in target rows without label.
+            sample_domain: (n,) codes: positive for sources, negative for the target. None: rows without label are the target and the others
+                one source; without any such row all are target rows.
+            sample_weight: (n,) weights: a row of weight w counts as if its noise had 1/w of the variance.
+
+        Raises:
+            InputError: if rows, targets, codes or a parameter are not what they should be.
+        """
+        self._settings()
+        self.shift_ = self._shift(X, y, sample_domain, sample_weight)
+        for remark in self.shift_.remarks():
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        self.model_ = self._fit(self.shift_)
+        self._describe()
+        return self
+
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
+        """Targets of rows of the target domain.
+
+        Args:
+            X: (q, d) rows.
+            return_std: also the standard deviation of a new label, in the shape of the targets.
+            return_cov: also the covariance of the noise-free targets, (q, q), or (q, q, k) for k outputs.
+
+        Raises:
+            InputError: if X does not have the columns of the fit, or both are asked for.
+        """
+        check_is_fitted(self)
+        require(not (return_std and return_cov), "return_std", expected="one of return_std and return_cov", got="both",
+                cure="call predict twice")  # fmt: skip
+        rows = torch.as_tensor(validate_data(self, X, reset=False, dtype=np.float64))
+        if return_cov:
+            mean, cov = self._covariance(rows)
+            return self._shaped(mean, X), (cov[..., 0] if self.shift_.flat else cov).cpu().numpy()
+        mean, variance, noise = self._moments(rows)
+        if return_std:
+            return self._shaped(mean, X), self._shaped((variance + noise).sqrt(), X)
+        return self._shaped(mean, X)
+
+    def _shaped(self, value: Tensor, X: Any) -> Any:
+        """In the shape of y, and as pandas where both y and X were."""
+        array = (value[:, 0] if self.shift_.flat else value).cpu().numpy()
+        if self._pandas is None or not hasattr(X, "index"):
+            return array
+        import pandas as pd
+
+        return pd.Series(array, X.index, name=self._pandas) if self.shift_.flat else pd.DataFrame(array, X.index, self._pandas)
+
+    def _shift(self, X: Any, y: Any, sample_domain: Any, sample_weight: Any) -> Shift:
+        names = getattr(y, "columns", None)
+        self._pandas = names if names is not None else getattr(y, "name", None) if hasattr(y, "index") and hasattr(y, "iloc") else None
+        rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
+        if np.asarray(y).dtype == object:
+            type_of_target(y, raise_unknown=True)
+        return Shift.from_domains(rows, y, sample_domain, sample_weight, names=getattr(self, "feature_names_in_", None))
+
+    def _settings(self) -> Settings:
+        weight = real("source_weight", self.source_weight, least=0)
+        require(weight <= 1, "source_weight", expected="a number from 0 to 1", got=weight, cure="pass 1 to count sources in full")
+        network = FullyConnected(count("depth", self.depth), self.activation, w_std=2**0.5, b_std=0.3)
+        return Settings(network=network, kappa=weight, steps=count("max_iter", self.max_iter),
+                        seed=count("random_state", self.random_state, least=0))  # fmt: skip
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        """The process of this estimator."""
+        raise NotImplementedError
+
+    def _fit(self, shift: Shift) -> Any:
+        return self._learn(shift, self._settings())
+
+    def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance of f, and the variance of a label's noise, in the units of the targets."""
+        return moments(self._predict(rows), self._frame)
+
+    def _covariance(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance (q, q, k) of f, in the units of the targets."""
+        found = self._predict(rows)
+        return moments(found, self._frame)[0], self._spread(rows)[..., None] * found.B.diagonal() * self._frame.y_scale.square()
+
+    def _predict(self, rows: Tensor) -> Prediction:
+        return dino_init.predict(self.model_, rows)
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        return dino_init.covariance(self.model_, rows)
+
+    @property
+    def _process(self) -> Learned:
+        return self.model_
+
+    @property
+    def _frame(self) -> Frame:
+        return self._process.frame
+
+    def _describe(self) -> None:
+        found, scale = self._process, self._frame.y_scale
+        self.output_covariance_ = (found.joint.B * torch.outer(scale, scale)).numpy()
+        self.noise_std_ = (found.raw["noise"][0].exp() * found.joint.B.diagonal()).sqrt().mul(scale).numpy()
+        self.n_iter_ = found.evaluations
+        self.correlation_ = between(found, self.shift_).numpy()
+
+
+def moments(found: Prediction, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of f, and the variance of a label's noise, in the units of the targets."""
+    unit = found.B.diagonal() * frame.y_scale.square()
+    return found.mean * frame.y_scale + frame.y_mean, found.variance[:, None] * unit, found.noise * unit
+
+
+def between(found: Learned, shift: Shift) -> Tensor:
+    """k_P between domains, target first: the mean over at most 200 rows of each."""
+    names = range(shift.sources + 1)
+    X = found.frame.standard(shift.X)
+    parts = [Rows(X[own], shift.domain[own]) for own in (shift.rows(d)[:200] for d in names)]
+    return torch.stack([torch.stack([found.kernel.domains.kernels(a, b).nngp.mean() for b in parts]) for a in parts])
+
+
+class TargetOnlyGP(DomainRegressor):
+    """A Gaussian process on the labelled rows of the target: what every transfer has to beat."""
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        alone = shift.alone()
+        require(alone.labels > 0, "y", expected="labelled rows of the target", got="none", cure="label some, or fit a PooledGP")
+        return first_stage(frame(alone), shift.sources, settings, constant(shift.sources, 0.0))
+
+
+class PooledGP(DomainRegressor):
+    """A Gaussian process on the rows of all domains, as if they were of one: for domains that do not differ."""
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        return first_stage(frame(shift), shift.sources, settings, constant(shift.sources, 1.0))
+
+
+class TransferGPRegressor(DomainRegressor):
+    """The adaptive transfer process: a learned correlation with each source (Cao et al., 2010)."""
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        return first_stage(frame(shift), shift.sources, settings)
+
+
+class ReweightedGP(DomainRegressor):
+    """The pooled process, in which source rows count by their importance p_T(x)/p_S(x): for shifts of the inputs alone.
+
+    Args:
+        weights: how importance is estimated: kulsif, kmm or logistic.
+        depth: hidden layers of the network whose kernel is used.
+        activation: relu, leaky_relu, abs, erf or gelu.
+        source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
+        max_iter: quasi-Newton steps.
+        random_state: seed of whatever is drawn.
+    """
+
+    def __init__(self, weights="kulsif", depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
+        super().__init__(depth, activation, source_weight, max_iter, random_state)
+        self.weights = weights
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        scaled, weight, target = frame(shift).standard(shift.X), shift.weight.clone(), shift.rows(0)
+        for d in range(1, shift.sources + 1):
+            own = shift.rows(d)
+            weight[own] *= importance_weights(scaled[own], scaled[target], method=self.weights, seed=settings.seed).clamp_min(1e-6)
+        return first_stage(frame(replace(shift, weight=weight)), shift.sources, settings, constant(shift.sources, 1.0))
+
+
+class MeanEmbeddingGP(DomainRegressor):
+    """The transfer process whose correlations are those of mean embeddings of the inputs: nothing about them is learned but a size.
+
+    Args:
+        form: of k_P: product, cosine, centred or exponential.
+        base: base samples of each domain, at most.
+        depth: hidden layers of the network whose kernel is used.
+        activation: relu, leaky_relu, abs, erf or gelu.
+        source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
+        max_iter: quasi-Newton steps.
+        random_state: seed of whatever is drawn.
+    """
+
+    def __init__(self, form="cosine", base=100, depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
+        super().__init__(depth, activation, source_weight, max_iter, random_state)
+        self.form = form
+        self.base = base
+
+    def _settings(self) -> Settings:
+        choice("form", self.form, FORMS)
+        return replace(super()._settings(), base=count("base", self.base))
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        first = first_stage(frame(shift), shift.sources, settings)
+        return second_stage(first, embedded(base_samples(shift, first, settings), self.form), settings)
+
+
+class DINOInitRegressor(MeanEmbeddingGP):
+    """DINO-INIT: learned weights of base samples, in the Gaussian process of the network at initialisation (Wu et al., 2022).
+
+    Args:
+        form: of k_P: product, cosine, centred or exponential.
+        base: base samples of each domain, at most.
+        rank: features of a row that its weights are made from.
+        pull: standard deviation of the prior of these weights' parameters; 0 leaves them uniform.
+        depth: hidden layers of the network whose kernel is used.
+        activation: relu, leaky_relu, abs, erf or gelu.
+        source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
+        max_iter: quasi-Newton steps.
+        random_state: seed of whatever is drawn.
+
+    Attributes:
+        model_: with `model_.kernel.domains.weights`, the weights of base samples.
+    """
+
+    def __init__(self, form="cosine", base=100, rank=4, pull=0.1, depth=2, activation="relu", source_weight=0.3, max_iter=40,
+                 random_state=0):  # fmt: skip
+        super().__init__(form, base, depth, activation, source_weight, max_iter, random_state)
+        self.rank = rank
+        self.pull = pull
+
+    def _settings(self) -> Settings:
+        return replace(super()._settings(), rank=count("rank", self.rank), pull=real("pull", self.pull, least=0))
+
+    def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        first = first_stage(frame(shift), shift.sources, settings)
+        return dino_init.weighted(shift, first, self.form, settings)
+
+
+class DINOTrainRegressor(DINOInitRegressor):
+    """DINO-TRAIN: the network of DINO-INIT with all its layers trained, for a time that a stopping rule chooses (Wu et al., 2022).
+
+    Args:
+        form: of k_P: product, cosine or centred.
+        base: base samples of each domain, at most.
+        rank: features of a row that its weights are made from.
+        pull: standard deviation of the prior of these weights' parameters; 0 leaves them uniform.
+        rule: rademacher, discrepancy, sure, gcv, marginal_likelihood or cross_validation.
+        time: of training, if it is not to be chosen; math.inf trains to the end.
+        depth: hidden layers of the network whose kernel is used.
+        activation: relu, leaky_relu, abs, erf or gelu.
+        source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
+        max_iter: quasi-Newton steps.
+        random_state: seed of whatever is drawn.
+
+    Attributes:
+        model_: with `model_.time`, and `model_.start`, the process at initialisation.
+    """
+
+    def __init__(self, form="cosine", base=100, rank=4, pull=0.1, rule="cross_validation", time=None, depth=2, activation="relu",
+                 source_weight=0.3, max_iter=40, random_state=0):  # fmt: skip
+        super().__init__(form, base, rank, pull, depth, activation, source_weight, max_iter, random_state)
+        self.rule = rule
+        self.time = time
+
+    def _fit(self, shift: Shift) -> Any:
+        return dino_train.train(super()._fit(shift), rule=self.rule, time=self.time)
+
+    def _predict(self, rows: Tensor) -> Prediction:
+        return dino_train.predict(self.model_, rows)
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        return dino_train.covariance(self.model_, rows)
+
+    @property
+    def _process(self) -> Learned:
+        return self.model_.start

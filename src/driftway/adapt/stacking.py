@@ -1,0 +1,123 @@
+"""Several processes side by side: how well each foresees the target's labels, and how much each should count.
+
+Candidate c foresees label i of the target, given all other rows (trained networks: all but its fold), with density p_c(y_i). The weights
+of the mixture maximise the predictive score of the mixture under a flat Dirichlet prior worth alpha rows for each of C candidates,
+
+    sum_i log sum_c w_c p_c(y_i) + alpha sum_c log w_c,    w_c <- (sum_i w_c p_ic / sum_c' w_c' p_ic' + alpha) / (m + alpha C)
+
+by expectation maximisation, which increases it (stacking of predictive distributions: Yao et al., 2018). Choosing the single best instead
+is choosing by twenty noisy numbers. With few labels the prior keeps all candidates, with none they count alike.
+
+    gain     = mean_i log (sum_c w_c p_ic) - mean_i log (the same over the candidates without sources, at their own best weights)
+
+is what transfer is worth, in nats for each label. The mixture does not transfer where its candidates without sources weigh half or more,
+or the gain is not positive.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from driftway.adapt import dino_init, dino_train
+from driftway.adapt.dino_init import Prediction, Settings, first_stage, weighted
+from driftway.adapt.dino_train import Trained
+from driftway.adapt.learn import Frame, Learned, constant, frame
+from driftway.adapt.shift import Shift
+
+PROCESSES = ("target", "pooled", "transfer", "dino")
+ALPHA, ROUNDS = 0.5, 500
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted process, at initialisation or trained.
+
+    Attributes:
+        name: of the process.
+        model: what is fitted.
+        residuals: of the target's labels, each foreseen without it, standardised.
+        variance: of a label foreseen so, in units of B.
+        log_density: of each, in the units of the targets.
+    """
+
+    name: str
+    model: Learned | Trained
+    residuals: Float[Tensor, "m k"]
+    variance: Float[Tensor, " m"]
+    log_density: Float[Tensor, " m"]
+
+    @property
+    def trained(self) -> bool:
+        """Whether all layers are trained."""
+        return isinstance(self.model, Trained)
+
+    @property
+    def process(self) -> Learned:
+        """The process at initialisation."""
+        return self.model.start if isinstance(self.model, Trained) else self.model
+
+    @property
+    def frame(self) -> Frame:
+        """Rows, and units."""
+        return self.process.frame
+
+    def predict(self, X: Float[Tensor, "q d"]) -> Prediction:
+        """At rows of the target."""
+        return dino_train.predict(self.model, X) if isinstance(self.model, Trained) else dino_init.predict(self.model, X)
+
+    def covariance(self, X: Float[Tensor, "q d"]) -> Float[Tensor, "q q"]:
+        """Of f at rows of the target, in units of B."""
+        return dino_train.covariance(self.model, X) if isinstance(self.model, Trained) else dino_init.covariance(self.model, X)
+
+
+def candidate(name: str, model: Learned | Trained) -> Candidate:
+    """With how well it foresees the target's labels."""
+    process = model.start if isinstance(model, Trained) else model
+    residuals, variance = (model.residuals, model.spread) if isinstance(model, Trained) else model.joint.leave_one_out()
+    R, k = torch.linalg.cholesky(process.joint.B), residuals.shape[1]
+    fit = torch.linalg.solve_triangular(R, residuals.mT, upper=False).square().sum(0) / variance
+    logs = k * (variance * 2 * math.pi).log() + 2 * (R.diagonal().log().sum() + process.frame.y_scale.log().sum())
+    return Candidate(name, model, residuals, variance, -(fit + logs) / 2)
+
+
+def candidates(shift: Shift, names: tuple[str, ...], settings: Settings, *, form: str = "cosine", trained: bool = True) -> list[Candidate]:
+    """Fit the named processes, and the networks that start from them.
+
+    Args:
+        shift: rows of all domains.
+        names: of `PROCESSES`.
+        settings: which they share.
+        form: of the k_P of "dino".
+        trained: also the trained networks.
+    """
+    found: dict[str, Learned] = {}
+    rows = frame(shift)
+    if "target" in names and shift.labels:
+        found["target"] = first_stage(frame(shift.alone()), shift.sources, settings, constant(shift.sources, 0.0))
+    if shift.sources and "pooled" in names:
+        found["pooled"] = first_stage(rows, shift.sources, settings, constant(shift.sources, 1.0))
+    if shift.sources and ("transfer" in names or "dino" in names):
+        found["transfer"] = first_stage(rows, shift.sources, settings)
+    if shift.sources and "dino" in names:
+        found["dino"] = weighted(shift, found["transfer"], form, settings)
+    chosen = [candidate(name, model) for name, model in found.items() if name in names]
+    return chosen + [candidate(own.name, dino_train.train(own.process)) for own in chosen if trained]
+
+
+def stack(log_density: Float[Tensor, "m c"], *, alpha: float = ALPHA) -> Float[Tensor, " c"]:
+    """The weights w."""
+    m, c = log_density.shape
+    w = log_density.new_full((c,), 1 / c)
+    p = (log_density - log_density.max(1, keepdim=True).values).exp() if m else log_density
+    for _ in range(ROUNDS):
+        share = w * p
+        w = ((share / share.sum(1, keepdim=True)).sum(0) + alpha) / (m + alpha * c)
+    return w
+
+
+def score(log_density: Float[Tensor, "m c"], w: Float[Tensor, " c"]) -> float:
+    """Mean log density of the mixture; 0 without labels."""
+    return float((log_density + w.log()).logsumexp(1).mean()) if len(log_density) else 0.0
