@@ -163,8 +163,9 @@ def tables(rows: Rows) -> list[Table]:
         mae = {(row["method"], row["task"]): row["mae"] for row in pick(rows, labels=labels)}
         lines: list[list[Any]] = [[method, *(mae.get((method, task)) for task in tasks)] for method in methods]
         lines = [[*line, average(line[1:])] for line in lines]
-        found.append(Table(f"MAE with {labels} labels", ["method", *(TITLES[task] for task in tasks), "mean"],
-                           sorted(lines, key=lambda line: line[-1] if None not in line else float("inf"))))  # fmt: skip
+        found.append(Table(f"MAE with {labels} labels", ["method", *tasks, "mean"],
+                           sorted(lines, key=lambda line: line[-1] if None not in line else float("inf")),
+                           "; ".join(f"{task}: {TITLES[task]}" for task in tasks) + "."))  # fmt: skip
     calibrated = []
     for method in methods:
         own = [row for row in pick(rows, method=method) if row["coverage"] is not None]

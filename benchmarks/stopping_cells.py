@@ -22,11 +22,11 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from benchmarks.record import machine
 from benchmarks.texts import Task, task
-from driftway.finetune.crossfit import Validation
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
 from driftway.finetune.probe import find_stop, problem
-from driftway.finetune.schedule import Schedule
 from driftway.finetune.trainer import SpectralStopping
+from driftway.stopping.crossfit import Validation
+from driftway.stopping.schedule import Schedule
 from driftway.store import write_file
 
 MODES = ("full adamw", "lora adamw", "full sgd", "lora sgd")

@@ -45,11 +45,11 @@ from torch import Tensor, nn
 
 import driftway
 from benchmarks.texts import task
-from driftway.finetune import Flow
 from driftway.finetune.heads import head
 from driftway.kernels import tangent_gram
 from driftway.linalg import Spectrum, eigendecompose
 from driftway.report.style import FAINT, INK, LABELS, SOURCE, styled
+from driftway.stopping import Flow
 from driftway.transport.stream import generator
 
 HEADS = {64: 8, 128: 16, 256: 16, 512: 32, 1024: 32}

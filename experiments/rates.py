@@ -44,10 +44,10 @@ from torch import nn
 
 import driftway
 from benchmarks.texts import TITLES, task
-from driftway.finetune import Flow, fit_noise, rules
 from driftway.kernels import tangent_gram
 from driftway.linalg import eigendecompose, fit_decay
 from driftway.report.style import DATA, FAINT, INK, LABELS, SAMPLES, SOURCE, styled
+from driftway.stopping import Flow, fit_noise, rules
 from driftway.store import read_tensors, write_tensors
 from driftway.transport.stream import generator
 

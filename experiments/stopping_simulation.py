@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import driftway
-from driftway.finetune import Flow, Schedule, fit_noise, rules
 from driftway.linalg import Spectrum, eigendecompose
+from driftway.stopping import Flow, Schedule, fit_noise, rules
 
 ALPHA = Schedule(0.25)
 CASES = ((0.15, 200), (0.15, 800), (1.0, 100), (1.0, 800), (0.15, 3200))

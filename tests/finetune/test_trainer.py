@@ -13,8 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertForToken
 import driftway.finetune.trainer as trainer_module
 from driftway.checks import InputError
 from driftway.finetune.probe import affordable, evaluating, find_stop, problem, raw_kernel
-from driftway.finetune.schedule import Schedule
 from driftway.finetune.trainer import SpectralStopping
+from driftway.stopping.schedule import Schedule
 
 SHAPE = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
          "max_position_embeddings": 12}  # fmt: skip

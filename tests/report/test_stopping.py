@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from driftway.finetune import Schedule, stopping_time
-from driftway.finetune.crossfit import cross_validate
 from driftway.linalg import eigendecompose
 from driftway.report import Study, Training, load_study, save_study, write_stopping_report
 from driftway.report.curves import draw_risk, draw_spectrum, draw_training, draw_validation
 from driftway.report.stopping import happened, rules, sensitivity, spectrum_facts, verdict, violations
+from driftway.stopping.crossfit import cross_validate
 from tests.report import test_page
 from tests.report.test_page import HOSTILE, Page
 

@@ -564,3 +564,13 @@ def test_a_loaded_model_is_the_returned_one(family, tmp_path):
     assert torch.equal(model.price(y), again.price(y))
     assert again.problem == Problem(sigma=0.3)
     assert again.training == json.loads(json.dumps(model.training))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_continues_where_its_data_is(tmp_path):
+    x, y = X.cuda(), Y.cuda()
+    whole = train(tmp_path / "whole", source=x, target=y)
+    with pytest.raises(Stop):
+        train(tmp_path / "cut", source=x, target=y, at=11)
+    again = train(tmp_path / "cut", source=x, target=y, resume=True)
+    torch.testing.assert_close(again.sample(x), whole.sample(x))

@@ -22,10 +22,10 @@ from torch import Tensor
 from driftway.adapt.dino_init import Prediction, at_target
 from driftway.adapt.learn import Learned
 from driftway.checks import choice, real
-from driftway.finetune.crossfit import cross_validate
-from driftway.finetune.stopping import ALONE, stopping_time
 from driftway.kernels import GradientFlow, gradient_flow
 from driftway.linalg import eigendecompose
+from driftway.stopping.crossfit import cross_validate
+from driftway.stopping.stop import ALONE, stopping_time
 
 LEAST, FOLDS = 5, 10  # labelled target rows that cross-validation asks for, else marginal likelihood; of the rows held out
 

@@ -14,9 +14,9 @@ from driftway.finetune.heads import Head, head, one_hot
 from driftway.finetune.intake import PASS, rates
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
 from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem_of
-from driftway.finetune.stopping import ALONE
 from driftway.kernels.tangent.scope import select
 from driftway.report import Study
+from driftway.stopping.stop import ALONE
 
 HEADS, SCHEDULES, OPTIMIZERS = ("auto", "probe", "zero", "random", "keep"), ("constant", "linear", "cosine"), ("sgd", "adamw")
 LOSSES = {

@@ -147,7 +147,7 @@ def head(kind: str, features: Tensor, targets: Tensor, *, generator: torch.Gener
         return Head((c * w).to(H), (c * b).to(H), (c * initial).to(H), lam, **more)
 
     some, others = order[: n // 2], order[n // 2 :]
-    enough = len(some) >= 2 * folds and bool((y[some] != y[some[0]]).any())
+    enough = len(some) >= 2 * folds and bool((y64[some] != y64[some[0]]).any())
     return probe(order, folds, **({"half": probe(some, folds), "unseen": others.sort().values} if enough else {}))
 
 

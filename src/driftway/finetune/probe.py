@@ -23,15 +23,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from driftway.checks import choice, require
-from driftway.finetune.crossfit import Validation, cross_validate
 from driftway.finetune.heads import Head, lent
-from driftway.finetune.logistic import working_problem
 from driftway.finetune.metric import METRICS, evaluating, gradients, inverse, raw_kernel, root_mean_squares, scores, speed
-from driftway.finetune.schedule import Schedule
-from driftway.finetune.stopping import Stop, stopping_time
 from driftway.kernels.tangent import tangent_features
 from driftway.kernels.tangent.scope import Scope, select
 from driftway.linalg import Spectrum, eigendecompose
+from driftway.stopping.crossfit import Validation, cross_validate
+from driftway.stopping.logistic import working_problem
+from driftway.stopping.schedule import Schedule
+from driftway.stopping.stop import Stop, stopping_time
 
 LEAST = 20  # rows below which no stop is computed
 ENOUGH = 64

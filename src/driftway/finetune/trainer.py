@@ -24,9 +24,9 @@ from driftway.finetune.heads import Head
 from driftway.finetune.intake import PASS, collated, dataset, rates, unlike
 from driftway.finetune.metric import METRICS, metric_of, raw_kernel, spread
 from driftway.finetune.probe import ENOUGH, LEAST, Problem, affordable, find_stop, problem_of
-from driftway.finetune.schedule import Schedule
-from driftway.finetune.stopping import ALONE, Stop
 from driftway.parallel import launched
+from driftway.stopping.schedule import Schedule
+from driftway.stopping.stop import ALONE, Stop
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback

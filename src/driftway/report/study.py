@@ -20,8 +20,8 @@ from torch import Tensor
 
 from driftway import store
 from driftway.finetune import Curves, Flow, Schedule, Stop
-from driftway.finetune.crossfit import Validation
 from driftway.linalg import Decay, Spectrum, fit_decay
+from driftway.stopping.crossfit import Validation
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from driftway import store
 from driftway.checks import InputError, require
 from driftway.parallel import Group
 from driftway.transport.condition import Conditions
-from driftway.transport.intake import Data, Labels
+from driftway.transport.intake import Data, Labels, batched, open_stream
 from driftway.transport.learner import Settings
 from driftway.transport.problem import Problem
 from driftway.transport.run import ALONE, Plan, Run, start_run
@@ -56,6 +56,8 @@ def load_run(folder: Path, source: Data | None, target: Data, *, labels: Labels 
     except (TypeError, KeyError) as error:
         raise InputError("resume", expected="a run of this release", got=f"one of another ({error})",
                          cure="continue it with the release that began it") from None  # fmt: skip
+    device = open_stream("target", target, seed=plan.seed, labelled=batched(labels)).probe().x.device  # tensors are read to the CPU
+    tensors = {name: z.to(device) if name.startswith(("scaler.", "held.")) else z for name, z in tensors.items()}
     scaler = Scaler.of(tensors, config["scaler"])
     require(scaler.noise == (source is None), "source", expected="none, as in the run" if scaler.noise else "the run's source data",
             got="data" if source is not None else "none", cure="pass what the run was begun with")  # fmt: skip

@@ -80,8 +80,8 @@ def open_data(source: Data | None, target: Data, *, labels: Labels, source_label
     """
     require(source_labels is None or (source is not None and labels is not None), "source_labels",
             expected="None, without source data and target labels", got="labels", cure="pass source and labels too")  # fmt: skip
-    x_stream = None if source is None else open_stream("source", source, seed=seed, labelled=_batched(source_labels))
-    y_stream = open_stream("target", target, seed=seed, labelled=_batched(labels))
+    x_stream = None if source is None else open_stream("source", source, seed=seed, labelled=batched(source_labels))
+    y_stream = open_stream("target", target, seed=seed, labelled=batched(labels))
     if labels is not None:
         y_stream, conditions = _labelled(y_stream, "labels", labels, conditions)
     if x_stream is not None and source_labels is not None:
@@ -107,7 +107,8 @@ def open_data(source: Data | None, target: Data, *, labels: Labels, source_label
     return Opened(x_stream, y_stream, (None if x_held is None else x_held.x, y_held), conditions or Conditions())
 
 
-def _batched(labels: Labels) -> bool:
+def batched(labels: Labels) -> bool:
+    """Whether the data brings its labels."""
     return isinstance(labels, str) and labels == BATCH
 
 

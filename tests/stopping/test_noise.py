@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from driftway.checks import InputError
-from driftway.finetune import Flow, centred_one_hot, fit_noise
-from driftway.finetune.noise import lowest
 from driftway.linalg import Spectrum, eigendecompose
+from driftway.stopping import Flow, centred_one_hot, fit_noise
+from driftway.stopping.noise import lowest
 
 DOUBLE = torch.float64
 

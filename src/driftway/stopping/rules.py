@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftway.checks import require
-from driftway.finetune.flow import Flow
-from driftway.finetune.noise import lowest
+from driftway.stopping.flow import Flow
+from driftway.stopping.noise import lowest
 
 
 def critical_radius(flow: Flow, *, sigma: float, radius: float = 1.0) -> float:

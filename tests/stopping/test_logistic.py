@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from driftway.checks import InputError
-from driftway.finetune import Flow, centred_one_hot, logistic_path, stopping_time, working_problem
 from driftway.linalg import eigendecompose
+from driftway.stopping import Flow, centred_one_hot, logistic_path, stopping_time, working_problem
 
 DOUBLE = torch.float64
 

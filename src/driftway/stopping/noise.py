@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftway.checks import real, require
-from driftway.finetune.flow import Flow
+from driftway.stopping.flow import Flow
 
 CHANCE = 1.35  # a gain in log likelihood that pure noise reaches in 5 % of all cases: half of the 90 % point of chi-squared, 1 d.f.
 

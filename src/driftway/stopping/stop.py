@@ -26,12 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftway.checks import InputError, choice, count, real
-from driftway.finetune import rules
-from driftway.finetune.crossfit import Validation, cross_validate
-from driftway.finetune.flow import Curves, Flow
-from driftway.finetune.noise import Noise, fit_noise
-from driftway.finetune.schedule import Schedule
 from driftway.linalg import Spectrum, fit_decay
+from driftway.stopping import rules
+from driftway.stopping.crossfit import Validation, cross_validate
+from driftway.stopping.flow import Curves, Flow
+from driftway.stopping.noise import Noise, fit_noise
+from driftway.stopping.schedule import Schedule
 
 RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "cross_validation", "holdout", "oracle")
 ALONE = RULES[:-2]  # they need neither held rows nor a truth

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from driftway.checks import InputError
-from driftway.finetune import Flow, Schedule
 from driftway.kernels import gradient_flow
 from driftway.linalg import Spectrum, eigendecompose
+from driftway.stopping import Flow, Schedule
 
 DOUBLE = torch.float64
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from driftway.checks import InputError
-from driftway.finetune import RULES, Flow, Schedule, fit_noise, rules, stopping_time
-from driftway.finetune.crossfit import Validation
 from driftway.linalg import Spectrum, eigendecompose
+from driftway.stopping import RULES, Flow, Schedule, fit_noise, rules, stopping_time
+from driftway.stopping.crossfit import Validation
 
 DOUBLE = torch.float64
 

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from driftway.checks import InputError
-from driftway.finetune.chebyshev import chebyshev
-from driftway.finetune.crossfit import RATIO, Validation, _nominal, cross_validate
-from driftway.finetune.logistic import logistic_path
+from driftway.stopping.chebyshev import chebyshev
+from driftway.stopping.crossfit import RATIO, Validation, _nominal, cross_validate
+from driftway.stopping.logistic import logistic_path
 
 DOUBLE = torch.float64
 

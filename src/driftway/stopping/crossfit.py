@@ -25,11 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftway.checks import choice, count, require
-from driftway.finetune.chebyshev import chebyshev
-from driftway.finetune.flow import Flow
-from driftway.finetune.logistic import checked_start, cross_entropy, probability
 from driftway.linalg import eigendecompose
 from driftway.linalg.operator import symmetric_matrix
+from driftway.stopping.chebyshev import chebyshev
+from driftway.stopping.flow import Flow
+from driftway.stopping.logistic import checked_start, cross_entropy, probability
 
 LOSSES = ("squared", "cross_entropy")
 FIRST, RATIO = 0.02, 2 ** (1 / 3)  # the first time in 1 / (L mu_1); each time over the one before
