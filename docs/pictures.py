@@ -1,7 +1,7 @@
 """The pictures of README and documentation: `python -m docs.pictures [transport] [finite_width] [few_epochs]
-[gaussian_process_limit]` draws them into docs/images/.
+[gaussian_process_limit] [few_labels]` draws them into docs/images/.
 
-"transport" trains two small models; the others draw the figures of `experiments/NAME.json`. Without a name, all.
+"transport" and "few_labels" fit small models; the others draw the figures of `experiments/NAME.json`. Without a name, all.
 """
 
 import json
@@ -9,10 +9,12 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from driftway.adapt import AutoTransferRegressor, DINOTrainRegressor, PooledGP, TargetOnlyGP
 from driftway.data import PAIRS, digits
 from driftway.kernels import tangent_gram
 from driftway.report.style import DATA, FAINT, LABELS, SAMPLES, SOURCE, styled
@@ -172,25 +174,69 @@ def gaussian_process_limit() -> Figure:
     names = {"NNGP": "covariance (NNGP)", "NTK": "tangent kernel", "readout alone": "path, readout trained",
              "all parameters": "path, all trained"}  # fmt: skip
     laws = {"kurtosis": "excess kurtosis", "squares": "correlation of squares", "KS": "distribution function"}
-    for axes, keys, power, level, limits, ticks, title in (
-            (middle, names, -0.5, 6.5, (0.02, 2.2), (16, 64, 256, 1024), "Distance from the limit"),
-            (right, laws, -1.0, 45.0, (1.5e-4, 4), (16, 32, 64, 128, 256), "Departure from a normal law")):  # fmt: skip
+    for axes, keys, power, level, limits, widths, marks, title in (
+            (middle, names, -0.5, 6.5, (0.02, 2.2), (16, 64, 256, 1024), ("5 %", "10 %", "20 %", "50 %", "100 %"), "from the limit"),
+            (right, laws, -1.0, 45.0, (1.2e-4, 4), (16, 64, 256), ("0.001", "0.01", "0.1", "1"), "from a normal law")):  # fmt: skip
         for (key, name), colour in zip(keys.items(), LABELS, strict=False):
             rows = found["normality" if key in found["normality"][0] else "training"]
             slope, error = found["slopes"][key].values()
             axes.plot([r["width"] for r in rows], [r[key]["value"] for r in rows], "o-", color=colour, linewidth=1.3, markersize=4.5,
-                      markeredgecolor="white", markeredgewidth=0.6, label=f"{name}, {slope:.2f} ± {error:.2f}")  # fmt: skip
-        guide = torch.tensor([16.0, 1024.0] if axes is middle else [16.0, 256.0])
+                      markeredgecolor="white", markeredgewidth=0.6, label=f"{name}, {slope:.3f} ± {error:.3f}")  # fmt: skip
+        guide = torch.tensor([16.0, 1024.0 if axes is middle else 512.0])
         axes.plot(guide, level * guide**power, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"slope {power:g}")
-        axes.set(xscale="log", yscale="log", title=title, xlabel="width", ylim=limits)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+        axes.set(xscale="log", yscale="log", title=f"Distance {title}", xlabel="width", ylim=limits)
+        values = [float(mark.removesuffix(" %")) / (100 if mark.endswith("%") else 1) for mark in marks]
+        for axis, where, labels in ((axes.xaxis, widths, [f"{width:,}" for width in widths]), (axes.yaxis, values, marks)):
+            axis.set_major_locator(FixedLocator(where))
+            axis.set_minor_locator(NullLocator())
+            axis.set_ticklabels(labels)
         axes.legend(loc="lower left", fontsize=8.5, handlelength=1.6, borderaxespad=0.1)
     return figure
 
 
-PICTURES = {"few_epochs": (few_epochs, 150), "transport": (transport, 110), "finite_width": (finite_width, 150),
+@styled
+def few_labels() -> Figure:
+    """A function of one variable that has moved and shrunk, from twelve labels; and what a mixture makes of a source, and of one shuffled."""
+    own, n, m, unlabelled = np.random.default_rng(0), 90, 12, 60
+    xs, xt = own.uniform(-3, 2, n), own.uniform(-1.2, 2.6, m + unlabelled)
+    ys, yt = (truth + 0.15 * own.standard_normal(len(truth)) for truth in (_moved(xs, 1, 0), _moved(xt, 0.8, 0.7)))
+    X, domain = np.concatenate([xs, xt])[:, None], np.repeat([1, -1], [n, m + unlabelled])
+
+    def table(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return X, np.concatenate([labels, yt[:m], np.full(unlabelled, np.nan)]), domain
+
+    figure, line = Figure(figsize=(12.4, 3.9)), np.linspace(-1.2, 2.6, 150)
+    *panels, last = figure.subplots(1, 4, width_ratios=(1, 1, 1, 0.9))
+    models = {"Twelve labels alone": TargetOnlyGP(), "One function, two levels": PooledGP(), "DINO-TRAIN": DINOTrainRegressor()}
+    for axes, (title, model) in zip(panels, models.items(), strict=True):
+        mean, std = model.fit(*table(ys)).predict(line[:, None], return_std=True)
+        axes.plot(xs, ys, ".", color=FAINT, markersize=4, label="source")
+        axes.fill_between(line, mean - 1.645 * std, mean + 1.645 * std, color=DATA, alpha=0.18, linewidth=0, label="90 % of new labels")
+        axes.plot(line, mean, color=DATA, label="mean")
+        axes.plot(line, _moved(line, 0.8, 0.7), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="truth of the target")
+        axes.plot(xt[:m], yt[:m], "o", color=SAMPLES, markeredgecolor="white", label="labels of the target")
+        axes.set(title=title, xlim=(-1.2, 2.6), ylim=(-2.4, 4.2), xlabel="x")
+    panels[0].legend(loc="upper left", fontsize=8.5, ncols=2, columnspacing=1, handlelength=1.6, borderaxespad=0.1)
+
+    cases = {"the source as it is": (ys, SAMPLES), "its labels shuffled": (own.permutation(ys), SOURCE)}
+    for i, (label, (y, colour)) in enumerate(cases.items()):
+        decision = AutoTransferRegressor().fit(*table(y)).decision_
+        names = list(dict.fromkeys(name.removesuffix(", trained") for name in decision.weights))
+        weights = [sum(w for name, w in decision.weights.items() if name.removesuffix(", trained") == own) for own in names]
+        place = np.arange(len(names)) + 0.2 * (2 * i - 1)
+        last.barh(place, weights, height=0.38, color=colour, label=f"{label}: {'' if decision.transfer else 'do not '}transfer")
+    last.set_yticks(range(len(names)), names)
+    last.set(title="Weights in the mixture", ylim=(len(names) + 0.3, -0.6))
+    last.grid(visible=False, axis="y")
+    last.legend(loc="lower right", fontsize=8.5, borderaxespad=0.1)
+    return figure
+
+
+def _moved(x: np.ndarray, scale: float, level: float) -> np.ndarray:
+    return scale * np.sin(4 * x) + 0.35 * x + level
+
+
+PICTURES = {"few_epochs": (few_epochs, 150), "few_labels": (few_labels, 110), "transport": (transport, 110), "finite_width": (finite_width, 150),
             "gaussian_process_limit": (gaussian_process_limit, 150)}  # fmt: skip
 
 

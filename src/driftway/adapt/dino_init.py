@@ -80,7 +80,7 @@ def base_samples(shift: Shift, stage: Learned, settings: Settings) -> Base:
     generator, parts = torch.Generator().manual_seed(settings.seed), []
     for domain in range(shift.sources + 1):
         own = shift.rows(domain)
-        own = own[canonical(shift.X[own])]
+        own = own[canonical(shift.X[own], shift.weight[own, None])]
         parts.append(own[torch.randperm(len(own), generator=generator)[: settings.base].to(own.device)])
     index = torch.cat(parts)
     rows = Rows(stage.frame.standard(shift.X[index]), shift.domain[index])

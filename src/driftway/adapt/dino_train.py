@@ -73,6 +73,8 @@ def train(start: Learned, *, rule: str = "cross_validation", time: float | int |
     y, spectrum, held = start.frame.y / root[:, None], eigendecompose(Theta), torch.arange(len(root) - m, len(root))
     if time is not None:
         rule, t = "given", time if time == math.inf else real("time", time, least=0)
+    elif not y.any():  # constant labels tell nothing of the time: the one of a ridge of 1
+        rule, t = "marginal_likelihood", float(len(y))
     else:
         rule = rule if m >= LEAST or rule != "cross_validation" else "marginal_likelihood"
         seen = cross_validate(Theta, y, folds=min(FOLDS, m), held=held) if rule == "cross_validation" else None
@@ -110,6 +112,8 @@ def _held(Theta: Float[Tensor, "n n"], K: Float[Tensor, "n n"], y: Float[Tensor,
     for fold in range(min(FOLDS, len(held))):
         out = held[fold::FOLDS]
         kept = torch.ones(len(y), dtype=torch.bool, device=y.device).index_fill(0, out, False)
+        if not kept.any():
+            return y[held], K.diagonal()[held]
         flow = gradient_flow(eigendecompose(Theta[kept][:, kept]), y[kept])
         pace = t * int(kept.sum()) / len(y)  # the same time for each row: the loss is a mean
         residuals[out] = y[out] - flow.mean(Theta[out][:, kept], pace)

@@ -81,7 +81,7 @@ class Correlation(Domains):
     lam: Float[Tensor, " D"]
 
     @property
-    def matrix(self) -> Float[Tensor, "D+1 D+1"]:
+    def matrix(self) -> Float[Tensor, "domains domains"]:
         """k_P of the domains, the target first."""
         u = torch.cat([self.lam.new_ones(1), self.lam])
         own = torch.cat([self.lam.new_zeros(1), 1 - self.lam.square()])
@@ -137,8 +137,8 @@ class Attention:
     """
 
     phi: Float[Tensor, "r d"]
-    A: Float[Tensor, "D+1 r r"]
-    v: Float[Tensor, "D+1 r"]
+    A: Float[Tensor, "domains r r"]
+    v: Float[Tensor, "domains r"]
 
     def weights(self, a: Rows, b: Base) -> Float[Tensor, "n b"]:
         """w_d(x) over the base samples, 0 outside of the row's own domain."""

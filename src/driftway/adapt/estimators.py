@@ -12,6 +12,7 @@ All are `fit(X, y, sample_domain)` with skada's codes: positive for a source, ne
 label. Predictions are for the target domain, and the standard deviation is that of a new label, noise included.
 """
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -26,18 +27,19 @@ from torch import Tensor
 from driftway.adapt import dino_init, dino_train
 from driftway.adapt.dino_init import Prediction, Settings, base_samples, first_stage, second_stage
 from driftway.adapt.distribution_kernel import FORMS, Rows
-from driftway.adapt.importance import importance_weights
+from driftway.adapt.importance import METHODS, importance_weights
 from driftway.adapt.learn import Frame, Learned, constant, embedded, frame
 from driftway.adapt.shift import Shift
 from driftway.checks import choice, count, real, require
 from driftway.kernels import FullyConnected
+from driftway.stopping.stop import ALONE
 
 
 class DomainRegressor(RegressorMixin, BaseEstimator):
     """What the estimators share.
 
     Args:
-        depth: hidden layers of the network whose kernel is used.
+        depth: hidden layers of the network whose kernel is used; 0 is a linear model.
         activation: relu, leaky_relu, abs, erf or gelu.
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
@@ -111,25 +113,28 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
     def _shaped(self, value: Tensor, X: Any) -> Any:
         """In the shape of y, and as pandas where both y and X were."""
         array = (value[:, 0] if self.shift_.flat else value).cpu().numpy()
-        if self._pandas is None or not hasattr(X, "index"):
+        if not self._pandas or not hasattr(X, "iloc"):
             return array
         import pandas as pd
 
-        return pd.Series(array, X.index, name=self._pandas) if self.shift_.flat else pd.DataFrame(array, X.index, self._pandas)
+        return pd.Series(array, X.index, name=self._names) if self.shift_.flat else pd.DataFrame(array, X.index, self._names)
 
     def _shift(self, X: Any, y: Any, sample_domain: Any, sample_weight: Any) -> Shift:
-        names = getattr(y, "columns", None)
-        self._pandas = names if names is not None else getattr(y, "name", None) if hasattr(y, "index") and hasattr(y, "iloc") else None
+        self._pandas, self._names = hasattr(y, "iloc"), getattr(y, "columns", getattr(y, "name", None))
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
         if np.asarray(y).dtype == object:
             type_of_target(y, raise_unknown=True)
-        return Shift.from_domains(rows, y, sample_domain, sample_weight, names=getattr(self, "feature_names_in_", None))
+        shift = Shift.from_domains(rows, y, sample_domain, sample_weight, names=getattr(self, "feature_names_in_", None))
+        empty = [code for d, code in enumerate(shift.codes) if not shift.weight[shift.rows(d)].any()]
+        require(not empty, "sample_weight", expected="a positive weight in every domain", got=f"zeros throughout domain {(*empty, 0)[0]}",
+                cure="drop its rows")  # fmt: skip
+        return shift
 
     def _settings(self) -> Settings:
         weight = real("source_weight", self.source_weight, least=0)
         require(weight <= 1, "source_weight", expected="a number from 0 to 1", got=weight, cure="pass 1 to count sources in full")
-        network = FullyConnected(count("depth", self.depth), self.activation, w_std=2**0.5, b_std=0.3)
+        network = FullyConnected(count("depth", self.depth, least=0), self.activation, w_std=2**0.5, b_std=0.3)
         return Settings(network=network, kappa=weight, steps=count("max_iter", self.max_iter),
                         seed=count("random_state", self.random_state, least=0))  # fmt: skip
 
@@ -218,7 +223,7 @@ class ReweightedGP(DomainRegressor):
 
     Args:
         weights: how importance is estimated: kulsif, kmm or logistic.
-        depth: hidden layers of the network whose kernel is used.
+        depth: hidden layers of the network whose kernel is used; 0 is a linear model.
         activation: relu, leaky_relu, abs, erf or gelu.
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
@@ -228,6 +233,10 @@ class ReweightedGP(DomainRegressor):
     def __init__(self, weights="kulsif", depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
         super().__init__(depth, activation, source_weight, max_iter, random_state)
         self.weights = weights
+
+    def _settings(self) -> Settings:
+        choice("weights", self.weights, METHODS)
+        return super()._settings()
 
     def _learn(self, shift: Shift, settings: Settings) -> Learned:
         scaled, weight, target = frame(shift).standard(shift.X), shift.weight.clone(), shift.rows(0)
@@ -243,7 +252,7 @@ class MeanEmbeddingGP(DomainRegressor):
     Args:
         form: of k_P: product, cosine, centred or exponential.
         base: base samples of each domain, at most.
-        depth: hidden layers of the network whose kernel is used.
+        depth: hidden layers of the network whose kernel is used; 0 is a linear model.
         activation: relu, leaky_relu, abs, erf or gelu.
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
@@ -272,7 +281,7 @@ class DINOInitRegressor(MeanEmbeddingGP):
         base: base samples of each domain, at most.
         rank: features of a row that its weights are made from.
         pull: standard deviation of the prior of these weights' parameters; 0 leaves them uniform.
-        depth: hidden layers of the network whose kernel is used.
+        depth: hidden layers of the network whose kernel is used; 0 is a linear model.
         activation: relu, leaky_relu, abs, erf or gelu.
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
@@ -306,7 +315,7 @@ class DINOTrainRegressor(DINOInitRegressor):
         pull: standard deviation of the prior of these weights' parameters; 0 leaves them uniform.
         rule: rademacher, discrepancy, sure, gcv, marginal_likelihood or cross_validation.
         time: of training, if it is not to be chosen; math.inf trains to the end.
-        depth: hidden layers of the network whose kernel is used.
+        depth: hidden layers of the network whose kernel is used; 0 is a linear model.
         activation: relu, leaky_relu, abs, erf or gelu.
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
@@ -321,6 +330,13 @@ class DINOTrainRegressor(DINOInitRegressor):
         super().__init__(form, base, rank, pull, depth, activation, source_weight, max_iter, random_state)
         self.rule = rule
         self.time = time
+
+    def _settings(self) -> Settings:
+        choice("form", self.form, FORMS[:-1])  # no network has the exponential one
+        choice("rule", self.rule, ALONE)
+        if self.time is not None and self.time != math.inf:
+            real("time", self.time, least=0)
+        return super()._settings()
 
     def _fit(self, shift: Shift) -> Any:
         return dino_train.train(super()._fit(shift), rule=self.rule, time=self.time)

@@ -41,9 +41,9 @@ class AutoTransferRegressor(DomainRegressor):
     """All of them side by side, each counting as much as it foresees the labels of the target; says when transfer does not pay.
 
     Args:
-        candidates: of target, pooled, transfer and dino.
+        candidates: of target, pooled, linear (transfer, without hidden layers), transfer and dino.
         combine: stack, a mixture; or best, the one that foresees best.
-        trained: whether the trained network of each is a candidate too.
+        trained: whether the trained network of each but linear is a candidate too.
         form: of the domain kernel of dino: product, cosine, centred or exponential.
         base: base samples of each domain, at most.
         rank: features of a row that its weights are made from.
@@ -74,7 +74,8 @@ class AutoTransferRegressor(DomainRegressor):
     def _settings(self) -> Settings:
         choice("combine", self.combine, COMBINE)
         choice("form", self.form, FORMS)
-        require(len(self.candidates) > 0, "candidates", expected="one or more names", got="none", cure=f"pass some of {PROCESSES}")
+        several = isinstance(self.candidates, list | tuple) and len(self.candidates) > 0
+        require(several, "candidates", expected="a list of names", got=repr(self.candidates), cure=f"pass some of {PROCESSES}")
         for name in self.candidates:
             choice("candidates", name, PROCESSES)
         return replace(super()._settings(), base=count("base", self.base), rank=count("rank", self.rank),
@@ -84,7 +85,7 @@ class AutoTransferRegressor(DomainRegressor):
         names = tuple(self.candidates) if shift.sources else ("target",)
         found = candidates(shift, names, self._settings(), form=self.form, trained=self.trained)
         require(len(found) > 0, "candidates", expected="a process that needs no label of the target", got=names,
-                cure="label some target rows, or add pooled, transfer or dino")  # fmt: skip
+                cure="label some target rows, or add pooled, linear, transfer or dino")  # fmt: skip
         return found
 
     def _describe(self) -> None:

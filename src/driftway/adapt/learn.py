@@ -68,7 +68,7 @@ def frame(shift: Shift) -> Frame:
     """
     shift = shift.select(shift.weight > 0)
     used = shift.labelled.nonzero()[:, 0]
-    order = used[canonical(shift.X[used], shift.y[used])]
+    order = used[canonical(shift.X[used], shift.y[used], shift.weight[used, None])]
     domain = shift.domain[order]
     order = order[domain.where(domain > 0, shift.sources + 1).argsort(stable=True)]
     x_mean, x_scale = _moments(shift.X, shift.weight)
@@ -78,17 +78,16 @@ def frame(shift: Shift) -> Frame:
 
 
 def canonical(*columns: Float[Tensor, "n _"]) -> Tensor:
-    """Indices that sort rows by a fixed combination of all their numbers."""
+    """Indices that sort rows by their first column, then by the second, and so on: only equal rows keep the order in which they came."""
     table = torch.cat(columns, 1).nan_to_num(0.0)
-    mix = torch.arange(1, table.shape[1] + 1, dtype=table.dtype, device=table.device).sqrt()
-    return (table * mix).sum(1).argsort(stable=True)
+    return table.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
 
 
 def _moments(x: Float[Tensor, "n d"], weight: Float[Tensor, " n"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     share = weight / weight.sum()
     mean = share @ x
     scale = (share @ (x - mean).square()).sqrt()
-    return mean, scale.where(scale > 1e-12 * (1 + mean.abs()), 1.0)
+    return mean, scale.where(scale > 1e-12 * mean.abs(), 1.0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def attended(base: Base, form: str, *, rank: int, pull: float) -> Family:
         return Embedded(base, form, size, Attention(raw["phi"], raw["A"], raw["v"]))
 
     zero = torch.zeros(domains, len(phi), len(phi), dtype=torch.float64, device=X.device)
-    start = {**plain.start, "phi": phi, "A": zero, "v": zero[:, 0]}
+    start = {**plain.start, "phi": phi, "A": zero, "v": zero.sum(2)}
     return Family(make, start, {**plain.prior, "A": (0.0, pull), "v": (0.0, pull)} if pull else plain.prior)
 
 
@@ -242,7 +241,7 @@ def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: 
         if optimizer is not None:
             optimizer.step(closure)
     with torch.no_grad():
-        raw = {**raw, **{name: value.detach() for name, value in free.items()}}
-        free = {}
+        free = {name: value.detach() for name, value in free.items()}
+        raw = {**raw, **free}
         own, noise, found = process(raw)
         return Learned(rows, own, noise, found, raw, -float(objective()), calls)

@@ -56,8 +56,8 @@ class Shift:
 
     @property
     def labels(self) -> int:
-        """How many target rows have a target."""
-        return int((self.labelled & (self.domain == 0)).sum())
+        """How many target rows have a target, and some weight."""
+        return int((self.labelled & (self.domain == 0) & (self.weight > 0)).sum())
 
     @property
     def conflicts(self) -> int:
@@ -85,7 +85,7 @@ class Shift:
 
     def remarks(self) -> list[str]:
         """What a user should know before the fit, in sentences."""
-        found, labels = [], self.y[self.labelled & (self.domain == 0)]
+        found, labels = [], self.y[self.labelled & (self.domain == 0) & (self.weight > 0)]
         if len(labels) == 0:
             found.append("no target row has a label: predictions rest on the source alone")
         if self.sources == 0 and self.stated:

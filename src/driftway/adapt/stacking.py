@@ -15,7 +15,7 @@ or the gain is not positive.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -26,8 +26,10 @@ from driftway.adapt.dino_init import Prediction, Settings, first_stage, weighted
 from driftway.adapt.dino_train import Trained
 from driftway.adapt.learn import Frame, Learned, constant, frame
 from driftway.adapt.shift import Shift
+from driftway.kernels import FullyConnected
 
-PROCESSES = ("target", "pooled", "transfer", "dino")
+PROCESSES = ("target", "pooled", "linear", "transfer", "dino")
+LINEAR = FullyConnected(0, w_std=2**0.5, b_std=0.3)  # no hidden layer
 ALPHA, ROUNDS = 0.5, 500
 
 
@@ -91,20 +93,24 @@ def candidates(shift: Shift, names: tuple[str, ...], settings: Settings, *, form
         names: of `PROCESSES`.
         settings: which they share.
         form: of the k_P of "dino".
-        trained: also the trained networks.
+        trained: also the trained networks of all but the linear one.
     """
     found: dict[str, Learned] = {}
     rows = frame(shift)
     if "target" in names and shift.labels:
-        found["target"] = first_stage(frame(shift.alone()), shift.sources, settings, constant(shift.sources, 0.0))
+        own = frame(shift.alone())
+        own = replace(own, y_scale=own.y_scale.where((own.y.abs() > 1e-3).any(0), rows.y_scale))  # one label alone has no units
+        found["target"] = first_stage(own, shift.sources, settings, constant(shift.sources, 0.0))
     if shift.sources and "pooled" in names:
         found["pooled"] = first_stage(rows, shift.sources, settings, constant(shift.sources, 1.0))
+    if shift.sources and "linear" in names:
+        found["linear"] = first_stage(rows, shift.sources, replace(settings, network=LINEAR))
     if shift.sources and ("transfer" in names or "dino" in names):
         found["transfer"] = first_stage(rows, shift.sources, settings)
     if shift.sources and "dino" in names:
         found["dino"] = weighted(shift, found["transfer"], form, settings)
     chosen = [candidate(name, model) for name, model in found.items() if name in names]
-    return chosen + [candidate(own.name, dino_train.train(own.process)) for own in chosen if trained]
+    return chosen + [candidate(own.name, dino_train.train(own.process)) for own in chosen if trained and own.name != "linear"]
 
 
 def stack(log_density: Float[Tensor, "m c"], *, alpha: float = ALPHA) -> Float[Tensor, " c"]:

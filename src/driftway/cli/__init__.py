@@ -1,16 +1,17 @@
-"""The command line: `driftway transport fit | sample | evaluate`, `driftway finetune stop | run` and `driftway demo`."""
+"""The command line: `driftway transport fit | sample | evaluate`, `finetune stop | run`, `adapt fit | predict` and `demo`."""
 
 import sys
 
 import typer
 
 from driftway.checks import Diverged, InputError
-from driftway.cli import demo, finetune, transport
+from driftway.cli import adapt, demo, finetune, transport
 from driftway.cli.terminal import fail
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Move samples to where they are needed.")
 app.add_typer(transport.app, name="transport")
 app.add_typer(finetune.app, name="finetune")
+app.add_typer(adapt.app, name="adapt")
 app.command("demo")(demo.demo)
 
 

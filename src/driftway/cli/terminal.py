@@ -3,14 +3,15 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from driftway.report import Evaluation, Study, stopping
+from driftway.adapt.explain import Explanation
+from driftway.report import Evaluation, Study, adapt, stopping
 from driftway.transport import Certificate, Step
 
 out = Console(highlight=False)
@@ -74,6 +75,16 @@ def say_study(study: Study) -> None:
     for sentence in stopping.violations(study):
         out.print(f"- {sentence}", markup=False, soft_wrap=True)
     for sentence in stopping.verdict(study):
+        out.print(sentence, markup=False, soft_wrap=True, style="bold")
+
+
+def say_adaptation(explanation: Explanation, remarks: Sequence[str] = ()) -> None:
+    """Print what is known of an adaptation: candidates, domains, what to know, and whether to transfer."""
+    _say_table(adapt.candidates(explanation))
+    _say_table(adapt.domains(explanation))
+    for sentence in (*remarks, *adapt.remarks(explanation)):
+        out.print(f"- {sentence}", markup=False, soft_wrap=True)
+    for sentence in adapt.verdict(explanation):
         out.print(sentence, markup=False, soft_wrap=True, style="bold")
 
 

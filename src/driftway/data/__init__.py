@@ -1,6 +1,8 @@
 """Data that carries its answer, and data from files."""
 
+from driftway.data.columns import Columns, read_columns
 from driftway.data.digits import digits
+from driftway.data.encoding import Encoding, encoding_of
 from driftway.data.images import ImageSet, read_images
 from driftway.data.labels import Labelled, read_labelled
 from driftway.data.laws import PAIRS, Law, eight_gaussians, moons, s_curve, standard_normal
@@ -10,6 +12,8 @@ from driftway.data.writers import writable, write_table
 
 __all__ = [
     "PAIRS",
+    "Columns",
+    "Encoding",
     "ImageSet",
     "Labelled",
     "Law",
@@ -17,7 +21,9 @@ __all__ = [
     "Texts",
     "digits",
     "eight_gaussians",
+    "encoding_of",
     "moons",
+    "read_columns",
     "read_images",
     "read_labelled",
     "read_table",

@@ -1,0 +1,102 @@
+"""`driftway adapt fit | predict`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from driftway import checks, store
+from driftway.adapt.explain import Explanation, explain
+from driftway.adapt.folder import save
+from driftway.cli.adapting import METHODS, Options, Prepared, prepare
+from driftway.cli.adapting import fit as fit_rows
+from driftway.cli.predicting import RUN, table_of
+from driftway.cli.predicting import predict as predict_rows
+from driftway.cli.terminal import err, out, say_adaptation, typed, working
+from driftway.data import writable, write_table
+from driftway.report import adapt as page
+
+app = typer.Typer(no_args_is_help=True, help="Regression on a target with few labels, from sources with many.")
+REPORT = "report.html"
+
+
+@app.command()
+def fit(
+    target: Annotated[Path, typer.Option(help="rows of the target: csv, tsv or parquet; an empty cell of --y is a row without label")],
+    y: Annotated[list[str], typer.Option("--y", help="column to predict; several with commas, or repeated")],
+    output: Annotated[Path, typer.Option("--out", help="folder for model and report")],
+    source: Annotated[list[Path] | None, typer.Option(help="labelled rows of a source, with the same columns; repeat for several")] = None,
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "auto",
+    weight: Annotated[str | None, typer.Option(help="column with weights of rows")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="column to leave out; several with commas, or repeated")] = None,
+    steps: Annotated[int, typer.Option(help="quasi-Newton steps of a fit, at most")] = 40,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    threads: Annotated[int | None, typer.Option(help="of PyTorch")] = None,
+) -> None:
+    """Fit, say whether transfer pays, write the model and a report with pictures."""
+    _use(threads)
+    chosen = Options(tuple(source or ()), target, tuple(y), output, method, weight, tuple(drop or ()), steps, seed)
+    _free(output)
+    rows = prepare(chosen)
+    with working("fitting", total=None):
+        estimator = fit_rows(chosen, rows)
+        explanation = explain(estimator, domains=rows.domains, seed=seed)
+    save(estimator, output)
+    _write(chosen, rows, explanation)
+    report = output / REPORT
+    title = f"{', '.join(rows.outputs[:3])} of {target.name}" + (f" from {', '.join(rows.domains[1:4])}" if source else "")
+    page.write_adaptation_report(report, explanation, command=typed(), title=title, settings=_settings(chosen, rows), rows=rows.rows)
+    say_adaptation(explanation, rows.remarks)
+    out.print(f"model and report: {report}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="folder that `driftway adapt fit` wrote", metavar="RUN")],
+    data: Annotated[Path, typer.Argument(help="rows of the target: csv, tsv or parquet, with the columns of the fit", metavar="DATA")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="file to write: csv, parquet, npy or npz")],
+    level: Annotated[float, typer.Option(help="of the intervals")] = 0.9,
+    threads: Annotated[int | None, typer.Option(help="of PyTorch")] = None,
+) -> None:
+    """Predict: mean, standard deviation and the ends of an interval for every row, of the label with its noise."""
+    _use(threads)
+    output = writable("-o", output)
+    checks.require(output.suffix.lower() != ".png", "-o", expected="a table", got=str(output), cure="name a .csv or .parquet file")
+    level = checks.real("level", level, least=0, strict=True)
+    checks.require(level < 1, "level", expected="a number between 0 and 1", got=f"{level:g}", cure="pass --level 0.9 for 90 %")
+    found = predict_rows(run, data, level)
+    write_table(output, found.values, found.names if output.suffix.lower() in (".csv", ".parquet") else ())
+    for sentence in found.remarks:
+        err.print(f"- {sentence}", markup=False, soft_wrap=True)
+    out.print(f"{len(found.values)} predictions: {output}", markup=False, soft_wrap=True)
+
+
+def _use(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(checks.count("threads", threads))
+
+
+def _free(folder: Path) -> None:
+    """An error if there is a model in the folder."""
+    checks.require(not folder.exists() or folder.is_dir(), "out", expected="a folder", got=f"the file {folder}", cure="name another one")
+    taken = next((name for name in (RUN, store.CONFIG, REPORT) if (folder / name).exists()), None)
+    checks.require(taken is None, "out", expected="a folder without a run", got=f"{taken} in {folder}", cure="name another folder")
+
+
+def _settings(chosen: Options, rows: Prepared) -> dict[str, object]:
+    """For the report."""
+    levels = sum(map(len, rows.encoding.levels.values()))
+    return {"method": chosen.method, "sources": ", ".join(map(str, chosen.source)) or None, "target": str(chosen.target),
+            "rows": len(rows.X), "columns": len(rows.encoding.columns), "of text": f"{len(rows.encoding.levels)}, with {levels} levels",
+            "weights": chosen.weight, "dropped": ", ".join(chosen.drop) or None, "steps": chosen.steps, "seed": chosen.seed}  # fmt: skip
+
+
+def _write(chosen: Options, rows: Prepared, explanation: Explanation) -> None:
+    decision = explanation.decision
+    known = {"command": typed(), "options": chosen.written, "table": table_of(rows.encoding, rows.outputs),
+             "verdict": page.verdict(explanation), "remarks": [*rows.remarks, *page.remarks(explanation)],
+             "decision": None if decision is None else asdict(decision)}  # fmt: skip
+    store.write_file(chosen.output / RUN, (json.dumps({"version": store.VERSION, **known}, indent=2) + "\n").encode())
