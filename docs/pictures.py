@@ -196,7 +196,7 @@ def gaussian_process_limit() -> Figure:
 
 @styled
 def few_labels() -> Figure:
-    """A function of one variable that has moved and shrunk, from twelve labels; and what a mixture makes of a source, and of one shuffled."""
+    """A function of one variable that has moved and shrunk, from twelve labels; and what a mixture makes of a source."""
     own, n, m, unlabelled = np.random.default_rng(0), 90, 12, 60
     xs, xt = own.uniform(-3, 2, n), own.uniform(-1.2, 2.6, m + unlabelled)
     ys, yt = (truth + 0.15 * own.standard_normal(len(truth)) for truth in (_moved(xs, 1, 0), _moved(xt, 0.8, 0.7)))
@@ -216,15 +216,21 @@ def few_labels() -> Figure:
         axes.plot(line, _moved(line, 0.8, 0.7), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="truth of the target")
         axes.plot(xt[:m], yt[:m], "o", color=SAMPLES, markeredgecolor="white", label="labels of the target")
         axes.set(title=title, xlim=(-1.2, 2.6), ylim=(-2.4, 4.2), xlabel="x")
-    panels[0].legend(loc="upper left", fontsize=8.5, ncols=2, columnspacing=1, handlelength=1.6, borderaxespad=0.1)
+        shown = axes.get_legend_handles_labels()[0]  # in order of drawing
+        axes.legend(handles=[shown[0], *shown[3:]] if axes is panels[0] else shown[1:3] if axes is panels[1] else [], loc="upper left",
+                    fontsize=8.5, handlelength=1.8, borderaxespad=0.1)  # fmt: skip
 
-    cases = {"the source as it is": (ys, SAMPLES), "its labels shuffled": (own.permutation(ys), SOURCE)}
-    for i, (label, (y, colour)) in enumerate(cases.items()):
-        decision = AutoTransferRegressor().fit(*table(y)).decision_
-        names = list(dict.fromkeys(name.removesuffix(", trained") for name in decision.weights))
-        weights = [sum(w for name, w in decision.weights.items() if name.removesuffix(", trained") == own) for own in names]
-        place = np.arange(len(names)) + 0.2 * (2 * i - 1)
-        last.barh(place, weights, height=0.38, color=colour, label=f"{label}: {'' if decision.transfer else 'do not '}transfer")
+    shares: dict[str, dict[str, float]] = {}
+    for case, labels in (("the source as it is", ys), ("its labels shuffled", own.permutation(ys))):
+        mixture = AutoTransferRegressor()
+        mixture.fit(*table(labels))
+        found = shares.setdefault(f"{case}: {'' if mixture.decision_.transfer else 'do not '}transfer", {})
+        for name, weight in mixture.decision_.weights.items():
+            process = name.removesuffix(", trained")
+            found[process] = found.get(process, 0) + weight
+    names = list(next(iter(shares.values())))
+    for (label, found), shift, colour in zip(shares.items(), (-0.2, 0.2), (SAMPLES, SOURCE), strict=True):
+        last.barh(np.arange(len(names)) + shift, list(found.values()), height=0.38, color=colour, label=label)
     last.set_yticks(range(len(names)), names)
     last.set(title="Weights in the mixture", ylim=(len(names) + 0.3, -0.6))
     last.grid(visible=False, axis="y")
@@ -236,8 +242,8 @@ def _moved(x: np.ndarray, scale: float, level: float) -> np.ndarray:
     return scale * np.sin(4 * x) + 0.35 * x + level
 
 
-PICTURES = {"few_epochs": (few_epochs, 150), "few_labels": (few_labels, 110), "transport": (transport, 110), "finite_width": (finite_width, 150),
-            "gaussian_process_limit": (gaussian_process_limit, 150)}  # fmt: skip
+PICTURES = {"few_epochs": (few_epochs, 150), "few_labels": (few_labels, 110), "transport": (transport, 110),
+            "finite_width": (finite_width, 150), "gaussian_process_limit": (gaussian_process_limit, 150)}  # fmt: skip
 
 
 def main() -> None:

@@ -182,12 +182,20 @@ def test_an_adaptor_learns_the_source_and_labels_of_the_target_pull_it():
 
     assert error(without, 0) < 0.03
     assert error(with_, 0.2) < 0.06  # half way: both domains count alike
-    for align in (RSD(), DareGram()):
-        found = adapt(with_, align, seed=0, steps=20)
-        assert found.skipped == 0
-        assert found.predict(with_.X_u).isfinite().all()
     same = [adapt(without, None, seed=3, steps=5).predict(without.X_u) for _ in range(2)]
     assert torch.equal(*same)
+
+
+@pytest.mark.parametrize("align", [RSD(0.1, 1e-3), DareGram(0.5, 1e-2)])
+def test_training_with_an_alignment_lowers_it_and_all_steps_count(align):
+    own = generator("wide")
+    X_s, X_u = (torch.randn(60, 80, generator=own).double() for _ in range(2))
+    X_u = X_u * torch.linspace(0, 3, 80)
+    part = Rows(X_s, X_s[:, :1].sigmoid(), X_s[:0], X_s[:0, :1], X_u)
+    short, long = (adapt(part, align, seed=0, steps=steps) for steps in (1, 40))
+    assert short.skipped == long.skipped == 0
+    before, after = (float(align(*(found.net.body(X[:36].float()) for X in (X_s, X_u)))) for found in (short, long))
+    assert after < 0.9 * before
 
 
 def test_labels_choose_the_alignment_and_without_any_it_is_the_recommended_one(monkeypatch):

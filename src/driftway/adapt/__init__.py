@@ -1,5 +1,6 @@
 """Few-label domain adaptation for regression: distribution-informed networks, and the honest family around them."""
 
+from driftway.adapt.descent import step_size, train
 from driftway.adapt.distribution_kernel import Base, Correlation, DistributionKernel, Embedded, Rows
 from driftway.adapt.estimators import (
     DINOInitRegressor,
@@ -16,8 +17,10 @@ from driftway.adapt.importance import effective_sample_size, importance_weights
 from driftway.adapt.network import DistributionNetwork
 from driftway.adapt.shift import Shift
 from driftway.adapt.validate import Risk, circular_validation, deep_embedded_validation, importance_weighted_cv
+from driftway.adapt.weights import AttentionWeights
 
 __all__ = [
+    "AttentionWeights",
     "AutoTransferRegressor",
     "Base",
     "CircularScorer",
@@ -43,4 +46,6 @@ __all__ = [
     "effective_sample_size",
     "importance_weighted_cv",
     "importance_weights",
+    "step_size",
+    "train",
 ]

@@ -73,7 +73,8 @@ def save(estimator: Any, folder: str | Path) -> None:
     for i, process in enumerate(processes):
         kind, about, parts = _domains_written(process.kernel.domains)
         parts |= {f"raw.{name}": value for name, value in process.raw.items()}
-        config["processes"].append({"kind": kind, "frame": _place(frames, process.frame), "network": _network_written(process.kernel.network),
+        net = _network_written(process.kernel.network)
+        config["processes"].append({"kind": kind, "frame": _place(frames, process.frame), "network": net,
                                     "objective": process.objective, "evaluations": process.evaluations, **about})  # fmt: skip
         tensors |= {f"process.{i}.{name}": value for name, value in parts.items()}
     for i, own in enumerate(models):
