@@ -53,31 +53,34 @@ domain = np.repeat([1, -1], [SOURCE, LABELS + UNLABELLED])
 
 
 def judged(model):
-    """Mean absolute error, and the share of 90 % intervals that hold the measurement, on rows of the target that no model has seen."""
+    """On rows that no model has seen: mean absolute error, the share of 90 % intervals that hold, and half their mean width."""
     mean, std = model.predict(mountain[test], return_std=True)
     error = np.abs(mean - mountain_power[test])
-    return float(error.mean()), float((error < QUANTILE * std).mean())
+    return float(error.mean()), float((error < QUANTILE * std).mean()), float(QUANTILE * std.mean())
 
 
 models = {"thirty labels alone": TargetOnlyGP(), "all as one": PooledGP(), "transfer": AutoTransferRegressor()}
 found = {name: judged(model.fit(X, y, sample_domain=domain)) for name, model in models.items()}
-for name, (error, coverage) in found.items():
-    print(f"{name:20s} error {1000 * error:3.0f} kW, 90 % intervals hold {coverage:.0%}")
+for name, (error, coverage, width) in found.items():
+    print(f"{name:20s} error {1000 * error:3.0f} kW, 90 % intervals of ± {1000 * width:.0f} kW hold {coverage:.0%}")
 
 # %% [markdown]
 # ## Was it worth it?
 # `AutoTransferRegressor` fits several processes, each as a network at its initialisation and trained. Every label of the target is foreseen
-# by each of them from other rows, and they count as much as they foresee. So the verdict costs no label.
+# by each of them from other rows, and they count as much as they foresee. So the verdict costs no label. The correlation that was learned
+# says the same in another way: 1 would be the same function on the coast and up there, 0 two that know nothing of each other.
 
 # %%
 auto = models["transfer"]
-print(auto.decision_.sentence)
+correlation = auto.correlation_[0, 1]
+print(f"{auto.decision_.sentence}; correlation {correlation:.2f}")
 for name, weight in auto.decision_.weights.items():
     print(f"  {name:20s} {weight:4.0%}")
 
 # %% [markdown]
 # ## A source that is of no use
-# The logger on the coast has mixed up its rows: the power no longer belongs to the weather beside it. Nothing tells the regressor.
+# The logger on the coast has mixed up its rows: the power no longer belongs to the weather beside it. Nothing tells the regressor. With
+# thirty labels the verdict is not always this one; what it costs to be wrong is little, as the weights are small in any case.
 
 # %%
 mixed = np.concatenate([rng.permutation(coast_power), y[SOURCE:]])
@@ -140,9 +143,10 @@ right.set(title="weights of the mixture")
 alone, pooled, transfer = (found[name] for name in models)
 assert transfer[0] < 0.8 * alone[0]
 assert transfer[0] < 0.7 * pooled[0]
-assert 0.85 < transfer[1] < 0.99
+assert transfer[1] > 0.85
 assert auto.decision_.transfer
 assert auto.decision_.gain > 0.1
+assert correlation > 0.8
 assert not control.decision_.transfer
 assert without[0] < 1.15 * alone[0]
 assert min(weighted, key=lambda name: weighted[name].value) == min(truth, key=truth.get)

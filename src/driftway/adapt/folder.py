@@ -29,7 +29,7 @@ from driftway.adapt.estimators import DomainRegressor
 from driftway.adapt.learn import Family, Frame, Learned, learn
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import Candidate, candidate
-from driftway.adapt.stored import Reader, plain, unplain
+from driftway.adapt.stored import CURE, Reader, plain, unplain
 from driftway.checks import InputError, require
 from driftway.kernels import FullyConnected, Network, gradient_flow
 from driftway.linalg import eigendecompose
@@ -57,8 +57,8 @@ def save(estimator: Any, folder: str | Path) -> None:
     require(known, "estimator", expected=f"a fitted one of {', '.join(CLASSES)}", got=type(estimator).__name__, cure="call its fit first")
     shift: Shift = estimator.shift_
     models = estimator.model_ if isinstance(estimator.model_, list) else [candidate("", estimator.model_)]
-    processes = _unique([own.process for own in models])
-    frames = _unique([process.frame for process in processes])
+    processes = list({id(own.process): own.process for own in models}.values())
+    frames = list({id(process.frame): process.frame for process in processes}.values())
     config: dict[str, Any] = {
         "format": FORMAT, "class": type(estimator).__name__,
         "parameters": {name: plain(name, value) for name, value in estimator.get_params(deep=False).items()},
@@ -73,9 +73,8 @@ def save(estimator: Any, folder: str | Path) -> None:
     for i, process in enumerate(processes):
         kind, about, parts = _domains_written(process.kernel.domains)
         parts |= {f"raw.{name}": value for name, value in process.raw.items()}
-        net = _network_written(process.kernel.network)
-        config["processes"].append({"kind": kind, "frame": _place(frames, process.frame), "network": net,
-                                    "objective": process.objective, "evaluations": process.evaluations, **about})  # fmt: skip
+        about |= {"network": _network_written(process.kernel.network), "objective": process.objective, "evaluations": process.evaluations}
+        config["processes"].append({"kind": kind, "frame": _place(frames, process.frame), **about})
         tensors |= {f"process.{i}.{name}": value for name, value in parts.items()}
     for i, own in enumerate(models):
         entry = {"name": own.name, "process": _place(processes, own.process), "trained": None}
@@ -95,8 +94,15 @@ def load(folder: str | Path) -> DomainRegressor:
     """
     config, tensors = store.read_folder("folder", Path(folder))
     read = Reader(str(folder), config, tensors)
-    require(config.get("format") == FORMAT, "folder", expected=f"an estimator in format {FORMAT}", got=f"format {config.get('format')!r}",
-            cure="load it with the driftway release that wrote it, or fit again")  # fmt: skip
+    try:
+        return _load(read)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] (torch documents it)
+        raise InputError("folder", expected=f"numbers that can be computed with in {folder}", got=str(error), cure=CURE) from None
+
+
+def _load(read: Reader) -> DomainRegressor:
+    require(read.config.get("format") == FORMAT, "folder", expected=f"an estimator in format {FORMAT}",
+            got=f"format {read.config.get('format')!r}", cure="load it with the driftway release that wrote it, or fit again")  # fmt: skip
     made: Any = CLASSES[read.named("class", tuple(CLASSES))]
     estimator = made()
     given, own = read.entry("parameters", dict), estimator.get_params(deep=False)
@@ -117,18 +123,14 @@ def load(folder: str | Path) -> DomainRegressor:
     estimator.shift_, estimator.n_features_in_ = shift, len(shift.names)
     if read.entry("columns", bool):
         estimator.feature_names_in_ = np.array(shift.names, dtype=object)
-    outputs = config.get("outputs")
-    fits = isinstance(outputs, list) and len(outputs) == shift.outputs if isinstance(outputs, list) else shift.flat
-    read.check(outputs is None or (fits and not isinstance(outputs, dict)), "names of the outputs", repr(outputs))
+    outputs = read.config.get("outputs")
+    fits = len(outputs) == shift.outputs if isinstance(outputs, list) else shift.flat and isinstance(outputs, str | int)
+    read.check(outputs is None or fits, "names of the outputs", repr(outputs))
     estimator._pandas, estimator._names = read.entry("pandas", bool), outputs
     estimator.model_ = models if several else models[0].model
     with torch.no_grad():
         estimator._describe()
     return estimator
-
-
-def _unique(values: list[Any]) -> list[Any]:
-    return list({id(value): value for value in values}.values())
 
 
 def _place(values: list[Any], value: Any) -> int:

@@ -11,6 +11,7 @@ import typer
 from driftway import checks, store
 from driftway.adapt.explain import Explanation, explain
 from driftway.adapt.folder import save
+from driftway.cli import COMMANDS
 from driftway.cli.adapting import METHODS, Options, Prepared, prepare
 from driftway.cli.adapting import fit as fit_rows
 from driftway.cli.predicting import RUN, table_of
@@ -19,7 +20,7 @@ from driftway.cli.terminal import err, out, say_adaptation, typed, working
 from driftway.data import writable, write_table
 from driftway.report import adapt as page
 
-app = typer.Typer(no_args_is_help=True, help="Regression on a target with few labels, from sources with many.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=COMMANDS["adapt"])
 REPORT = "report.html"
 
 

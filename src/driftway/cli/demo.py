@@ -13,7 +13,10 @@ from driftway.cli.transport import finish
 from driftway.data import Law, digits, moons, standard_normal
 from driftway.transport import Settings, TransportModel, fit
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--out", help="folder of the two runs; a number is added if it is taken")] = Path("driftway-demo"),
     max_seconds: Annotated[float, typer.Option(help="training time of the longer run")] = 75.0,

@@ -11,6 +11,7 @@ import torch
 import typer
 
 from driftway import checks, store
+from driftway.cli import COMMANDS
 from driftway.cli.terminal import err, out, say_study, typed, working
 from driftway.cli.tuning import Options, Setup, foresee, prepare
 from driftway.data import read_texts
@@ -18,7 +19,7 @@ from driftway.report import Study, Training, load_study, save_study, write_stopp
 from driftway.report.stopping import happened
 from driftway.transport.fit import deferred_interrupt
 
-app = typer.Typer(no_args_is_help=True, help="When to stop fine-tuning, computed before it begins and without a validation set.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=COMMANDS["finetune"])
 
 Model = Annotated[Path, typer.Option(help="folder of a transformers model or a PEFT adapter, or a .gguf file")]
 Data = Annotated[Path, typer.Option(help="training rows: csv, tsv, parquet, or a folder saved by datasets")]

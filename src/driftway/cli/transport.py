@@ -10,6 +10,7 @@ import typer
 from torch import Tensor
 
 from driftway import checks
+from driftway.cli import COMMANDS
 from driftway.cli.terminal import err, out, progress, say_certificate, say_evaluation, typed
 from driftway.data import Table, read_images, read_labelled, read_table, writable, write_table
 from driftway.parallel import launched
@@ -18,7 +19,7 @@ from driftway.report import write_report
 from driftway.transport import Interrupted, Problem, Settings, TransportModel, held_labels, held_rows
 from driftway.transport import fit as fit_transport
 
-app = typer.Typer(no_args_is_help=True, help="Value-driven transport: samples of one law moved to another.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=COMMANDS["transport"])
 
 Run = Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")]
 Source = Annotated[Path | None, typer.Option(help="source rows; the standard normal if left out")]

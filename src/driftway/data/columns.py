@@ -95,7 +95,7 @@ def read_columns(argument: str, path: str | Path, *, only: Collection[str] | Non
     return Columns({names[j]: _column(source, names[j], cells[j], rows) for j in kept}, tuple(names), rows, path)
 
 
-def _delimited(source: Source) -> tuple[list[str], list[Sequence[Any]], list[int]]:
+def _delimited(source: Source) -> tuple[list[str], list[Any], list[int]]:
     """Names, columns of cells and numbers of rows of a csv or tsv file."""
     tab = source.path.suffix.lower() == ".tsv"
     names: list[str] = []
@@ -120,12 +120,12 @@ def _delimited(source: Source) -> tuple[list[str], list[Sequence[Any]], list[int
     return names, list(zip(*lines, strict=True)) or [()] * len(names), rows
 
 
-def _parquet(path: Path) -> tuple[list[str], list[Sequence[Any]], list[int]]:
+def _parquet(path: Path) -> tuple[list[str], list[Any], list[int]]:
     frame = pd.read_parquet(path)
-    return [str(name) for name in frame.columns], [frame.iloc[:, j] for j in range(frame.shape[1])], list(range(1, len(frame) + 1))  # type: ignore[return-value]
+    return [str(name) for name in frame.columns], [frame.iloc[:, j] for j in range(frame.shape[1])], list(range(1, len(frame) + 1))
 
 
-def _column(source: Source, name: str, cells: Sequence[Any], rows: Sequence[int]) -> np.ndarray:
+def _column(source: Source, name: str, cells: Any, rows: Sequence[int]) -> np.ndarray:
     """A column as numbers or as text."""
     if isinstance(cells, pd.Series):
         if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):  # booleans are among them

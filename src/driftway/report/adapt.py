@@ -205,7 +205,7 @@ def pictures(explanation: Explanation) -> list[Picture]:
             draw_correlation(explanation), "How alike the domains are to the model",
             f"Heat map of the correlation between domains; with the target: {nearest}.",
             f"At 1 a row of one domain is as good as one of the other; at 0 it says nothing about it. Process: "
-            f"{NAMES.get(explanation.described, METHODS.get(explanation.described, explanation.described))}.{rest}", "svg",
+            f"{NAMES.get(explanation.described, METHODS.get(explanation.described, explanation.described))}.{rest}", "png",
         ))  # fmt: skip
     (first, most), d = explanation.relevance[0], len(explanation.relevance)
     found.append(picture(
