@@ -140,8 +140,12 @@ class Rows:
 class Adapted:
     """A trained adaptor, and how many of its steps were left out because a gradient was not finite."""
 
-    predict: Callable[[Tensor], Tensor]
+    net: Adaptor
     skipped: int
+
+    def predict(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Targets of rows."""
+        return self.net(x.float()).double()
 
 
 def adapt(rows: Rows, align: Align | None, *, seed: int, steps: int = STEPS) -> Adapted:
@@ -171,8 +175,7 @@ def adapt(rows: Rows, align: Align | None, *, seed: int, steps: int = STEPS) -> 
             optimiser.step()
         skipped += not size.isfinite()
         schedule.step()
-    net.requires_grad_(False)
-    return Adapted(lambda x: net(x.float()).double(), skipped)
+    return Adapted(net.requires_grad_(False), skipped)
 
 
 RSDS = (RSD(), RSD(1e-4, 1e-6), RSD(1e-2, 1e-4))

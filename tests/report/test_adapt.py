@@ -99,8 +99,10 @@ def test_remarks_on_calibration_and_on_sources_that_are_far(named):
     assert "Intervals are too narrow: 0 % of the labels" in remarks(replace(named, foreseen=narrow))[0]
     wide = remarks(replace(named, foreseen=replace(narrow, mean=y)))
     assert "too wide: 100 %" in wide[0]
-    mean = torch.where(torch.arange(40)[:, None] < 4, y + 1, y)
-    assert not [words for words in remarks(replace(named, foreseen=replace(narrow, mean=mean))) if "intervals" in words.lower()]
+    normal = y + 0.5 * torch.special.ndtri((torch.arange(40, dtype=torch.float64)[:, None] + 0.5) / 40)
+    assert not [words for words in remarks(replace(named, foreseen=replace(narrow, mean=normal))) if "intervals" in words.lower()]
+    flat = remarks(replace(named, foreseen=replace(narrow, mean=torch.where((y - normal).abs() < 0.7, y, normal))))
+    assert "too wide: 85 % of the labels are in those of 50 %" in flat[0]
     far = (named.domains[0], replace(named.domains[1], effective=0.04))
     last = remarks(replace(named, domains=far))[-1]
     assert "Few rows of source look like the target: weighted to resemble it, they are worth 4 %" in last

@@ -160,14 +160,15 @@ def _broken(name: str) -> str:
 def remarks(explanation: Explanation) -> list[str]:
     """What to know before relying on it."""
     found, seen = list(explanation.remarks), explanation.foreseen
-    m, covered = len(seen.y), seen.coverage(LEVEL)
+    m = len(seen.y)
     if 0 < m < FEW:
         found.append(f"{_count(m, 'label')} of the target {'are' if m > 1 else 'is'} few: weights and errors found from them are rough")
-    if m >= FEW:
-        low, high = (float(binom.ppf(p, m, LEVEL)) / m for p in (0.05, 0.95))
+    for level in (LEVEL, 0.5) if m >= FEW else ():
+        covered, (low, high) = seen.coverage(level), (float(binom.ppf(p, m, level)) / m for p in (0.05, 0.95))
         if not low <= covered <= high:
             found.append(f"intervals are too {'narrow' if covered < low else 'wide'}: {percent_of(covered)} of the labels are in those of "
-                         f"{SAID}, where chance allows {percent_of(low)} to {percent_of(high)}")  # fmt: skip
+                         f"{percent_of(level)}, where chance allows {percent_of(low)} to {percent_of(high)}")  # fmt: skip
+            break
     for own in explanation.domains[1 : MOST + 1]:
         if own.effective < THIN:
             worth = percent_of(own.effective)
