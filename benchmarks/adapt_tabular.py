@@ -293,7 +293,8 @@ def main() -> None:
                     complete=False)  # fmt: skip
     done = list(cells(jobs, cached=not options.quick, measured=not options.cached))
     rows = figures(done)
-    record = replace(record, notes=(*NOTES, *missing(done, list(dict.fromkeys(job[3] for job in jobs)))), complete=True,
+    apart = ("Cells were read from earlier runs; those of the package adapt are of an environment with TensorFlow.",) * options.cached
+    record = replace(record, notes=(*NOTES, *apart, *missing(done, list(dict.fromkeys(job[3] for job in jobs)))), complete=True,
                      figures={"methods": rows}, tables=tables(rows), goals=goals(rows))  # fmt: skip
     write(record, path)
     show(record)

@@ -7,7 +7,11 @@ import numpy as np
 import pandas as pd
 
 from driftway import adapt
+from driftway.adapt.dino_init import Settings, first_stage
+from driftway.adapt.dino_train import train
 from driftway.adapt.estimators import DomainRegressor
+from driftway.adapt.learn import constant, frame
+from driftway.adapt.scale import Scale
 
 CLASSES = tuple(made for made in vars(adapt).values() if isinstance(made, type) and issubclass(made, DomainRegressor))
 
@@ -42,6 +46,17 @@ def fit(made, *given, **parameters):
 def fitted(made, **sizes):
     """Fitted to such a shift; not to be changed."""
     return fit(made, *shift(**sizes))
+
+
+def many(made, approximation):
+    """The same with a scale at which these are many rows; of the pooled process, or of its trained network."""
+    estimator = fit(made, *shift(sources=2, outputs=2))
+    shifted = estimator.shift_
+    scale = Scale(approximation, features=6, rows=20)
+    start = first_stage(frame(shifted), shifted.sources, Settings(steps=2, scale=scale), constant(shifted.sources, 1.0))
+    estimator.model_ = train(start) if made is adapt.DINOTrainRegressor else start
+    estimator._describe()
+    return estimator
 
 
 def frames(X, y, codes):

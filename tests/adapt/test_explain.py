@@ -23,7 +23,7 @@ from driftway.adapt.joint import joint
 from driftway.adapt.stacking import candidate
 from driftway.checks import InputError
 from driftway.kernels import mmd2
-from tests.adapt.fitted import CLASSES, fit, fitted, frames, shift
+from tests.adapt.fitted import CLASSES, fit, fitted, frames, many, shift
 
 every = pytest.mark.parametrize("made", CLASSES)
 
@@ -43,6 +43,20 @@ def test_the_smoother_gives_the_predictions_from_the_labels(made):
     X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for own in candidates_of(estimator):
         torch.testing.assert_close(smoother(own, X) @ own.frame.y, own.predict(X).mean, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("made", [PooledGP, DINOTrainRegressor])
+@pytest.mark.parametrize("approximation", ["inducing", "features"])
+def test_many_rows_are_explained_as_they_predict(made, approximation):
+    estimator = many(made, approximation)
+    own, X = candidate("", estimator.model_), torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    H = smoother(own, X)
+    assert H.shape == (5, 48)
+    torch.testing.assert_close(H @ own.frame.y, own.predict(X).mean, rtol=1e-8, atol=1e-10)
+    found = explain(estimator, permutations=19)
+    assert found.influence.sum() == pytest.approx(1)
+    assert len(found.foreseen.y) == len(own.residuals) == 6  # labels that are held out
+    torch.testing.assert_close(found.foreseen.y, estimator.shift_.y[found.foreseen.index])
 
 
 @pytest.mark.parametrize("made", [TargetOnlyGP, ReweightedGP, AutoTransferRegressor])

@@ -111,12 +111,12 @@ def test_several_sources_outputs_weights_and_orders_of_columns(adapt, tmp_path):
         table["rent"] = table["price"] / 100
         table["w"] = 1.0 + i
         table["note"] = [f"n{j}" for j in range(len(table))]
-    one, two = write(tmp_path / "a.parquet", tables[0]), write(tmp_path / "b.csv", tables[1][list(tables[1])[::-1]])
+    one, two = write(tmp_path / "a.parquet", tables[0]), write(tmp_path / "[b].csv", tables[1][list(tables[1])[::-1]])
     target = write(tmp_path / "t.csv", tables[2])
     code, said, err = adapt("fit", "--source", one, "--source", two, "--target", target, "--y", "price, rent", "--weight", "w", "--drop",
                             "note", "--method", "pooled")  # fmt: skip
     assert code == 0, err
-    for name in ("a.parquet", "b.csv"):
+    for name in ("a.parquet", "[b].csv"):
         assert name in said
     made = load(tmp_path / "run")
     assert isinstance(made, PooledGP)

@@ -7,6 +7,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,23 +30,27 @@ from driftway.adapt import (
 )
 from driftway.checks import InputError
 
+TINY: dict[str, Any] = {"depth": 1, "max_iter": 2}
 ESTIMATORS: dict[str, Callable[[], Any]] = {
-    "target": lambda: TargetOnlyGP(depth=1, max_iter=3),
-    "pooled": lambda: PooledGP(depth=1, max_iter=3),
-    "transfer": lambda: TransferGPRegressor(depth=1, max_iter=3),
-    "reweighted": lambda: ReweightedGP(depth=1, max_iter=3),
-    "embedding": lambda: MeanEmbeddingGP(depth=1, max_iter=3, base=8),
-    "embedding, exponential": lambda: MeanEmbeddingGP("exponential", depth=1, max_iter=3, base=8),
-    "dino": lambda: DINOInitRegressor(depth=1, max_iter=3, base=8),
-    "dino, centred": lambda: DINOInitRegressor("centred", depth=1, max_iter=3, base=8),
-    "dino, linear": lambda: DINOInitRegressor("product", depth=0, max_iter=3, base=8),
-    "trained": lambda: DINOTrainRegressor(depth=1, max_iter=3, base=8),
-    "trained to the end": lambda: DINOTrainRegressor("product", time=math.inf, depth=1, max_iter=3, base=8),
-    "auto": lambda: AutoTransferRegressor(depth=1, max_iter=3, base=8),
-    "auto, best": lambda: AutoTransferRegressor(("target", "transfer"), combine="best", trained=False, depth=1, max_iter=3),
+    "target": lambda: TargetOnlyGP(**TINY),
+    "pooled": lambda: PooledGP(**TINY),
+    "transfer": lambda: TransferGPRegressor(**TINY),
+    "reweighted": lambda: ReweightedGP(**TINY),
+    "embedding": lambda: MeanEmbeddingGP("exponential", base=8, **TINY),
+    "dino": lambda: DINOInitRegressor("centred", base=8, **TINY),
+    "trained": lambda: DINOTrainRegressor(base=8, **TINY),
+    "auto": lambda: AutoTransferRegressor(("target", "dino"), base=8, **TINY),
 }
+OTHERS: dict[str, Callable[[], Any]] = {
+    "dino, linear": lambda: DINOInitRegressor("product", base=8, depth=0, max_iter=2),
+    "trained to the end": lambda: DINOTrainRegressor("product", base=8, time=math.inf, **TINY),
+    "auto, best": lambda: AutoTransferRegressor(("target", "transfer"), combine="best", trained=False, **TINY),
+}
+EVERY = {**ESTIMATORS, **OTHERS}
 every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
+every_setting = pytest.mark.parametrize("name", EVERY)
 LONELY = ("target",)  # has no use for sources
+with_sources = pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in LONELY])
 CODES = np.array([4] * 20 + [2] * 10 + [-3] * 18)
 LABELS = 6
 
@@ -65,7 +70,7 @@ NEW = np.random.default_rng(1).normal(size=(5, 2))
 def fit(name: str, X: Any, y: Any, codes: Any = CODES, weight: Any = None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return ESTIMATORS[name]().fit(X, y, codes, weight)
+        return EVERY[name]().fit(X, y, codes, weight)
 
 
 def answers(name: str, X: Any, y: Any, codes: Any = CODES, weight: Any = None, new: Any = NEW) -> tuple[np.ndarray, np.ndarray]:
@@ -74,19 +79,43 @@ def answers(name: str, X: Any, y: Any, codes: Any = CODES, weight: Any = None, n
     return np.asarray(mean), np.asarray(std)
 
 
+@cache
+def usual(name: str, k: int = 0) -> Any:
+    """Fitted to `draw(k)`; not to be fitted again."""
+    return fit(name, *draw(k))
+
+
+def known(name: str, k: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """What it answers."""
+    return usual(name, k).predict(NEW, return_std=True)
+
+
 def close(found: tuple[np.ndarray, np.ndarray], known: tuple[np.ndarray, np.ndarray], tolerance: float = 1e-8) -> None:
     for a, b in zip(found, known, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 FOLDS = "the time is chosen by rows held out, which repeated rows are not"
-EXPECTED = {"DINOTrainRegressor": {"check_sample_weight_equivalence_on_dense_data": FOLDS}}
-CHECKED = [made() for name, made in ESTIMATORS.items() if name not in ("auto", "trained to the end")]
+EXPECTED = {name: {"check_sample_weight_equivalence_on_dense_data": FOLDS} for name in ("DINOTrainRegressor", "AutoTransferRegressor")}
 
 
-@parametrize_with_checks(CHECKED, expected_failed_checks=lambda own: EXPECTED.get(type(own).__name__, {}))
+@parametrize_with_checks([made().set_params(max_iter=1) for made in ESTIMATORS.values()],
+                         expected_failed_checks=lambda own: EXPECTED.get(type(own).__name__, {}))  # fmt: skip
 def test_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
+
+
+BAD_VALUES = [
+    ("depth", -1, "a whole number >= 0, got -1"), ("depth", 1.5, "a whole number >= 0, got 1.5"),
+    ("activation", "step", "got 'step'"),
+    ("source_weight", 2, "a number from 0 to 1, got 2"), ("source_weight", -0.1, "got -0.1"), ("source_weight", "all", "got 'all'"),
+    ("max_iter", 0, "a whole number >= 1, got 0"), ("random_state", -1, "got -1"), ("random_state", None, "got None"),
+    ("base", 0, "a whole number >= 1, got 0"), ("rank", 0, "a whole number >= 1, got 0"), ("pull", -1, "a finite number >= 0, got -1"),
+    ("form", "sine", "got 'sine'"), ("rule", "oracle", "got 'oracle'"), ("time", -1.0, "a finite number >= 0, got -1.0"),
+    ("time", math.nan, "got nan"), ("time", "long", "got 'long'"), ("weights", "all", "one of kulsif, kmm, logistic, got 'all'"),
+    ("candidates", (), r"a list of names, got \(\)"), ("candidates", None, "got None"), ("candidates", "target", "got 'target'"),
+    ("candidates", ("target", "gp"), "got 'gp'"), ("combine", "mean", "one of stack, best, got 'mean'"),
+]  # fmt: skip
 
 
 class TestParameters:
@@ -103,29 +132,15 @@ class TestParameters:
 
     @every_estimator
     def test_pickle(self, name: str):
-        X, y = draw()
-        own = fit(name, X, y)
+        own = usual(name)
         back = pickle.loads(pickle.dumps(own))  # noqa: S301 -- made in the line
         close(back.predict(NEW, return_std=True), own.predict(NEW, return_std=True), 0)
         assert back.shift_.codes == (-3, 2, 4)
 
-    @every_estimator
-    @pytest.mark.parametrize(("parameter", "value", "words"), [
-        ("depth", -1, "a whole number >= 0, got -1"), ("depth", 1.5, "a whole number >= 0, got 1.5"),
-        ("activation", "step", "got 'step'"),
-        ("source_weight", 2, "a number from 0 to 1, got 2"), ("source_weight", -0.1, "got -0.1"), ("source_weight", "all", "got 'all'"),
-        ("max_iter", 0, "a whole number >= 1, got 0"), ("random_state", -1, "a whole number >= 0, got -1"), ("random_state", None, "got None"),
-        ("base", 0, "a whole number >= 1, got 0"), ("rank", 0, "a whole number >= 1, got 0"), ("pull", -1, "a finite number >= 0, got -1"),
-        ("form", "sine", "got 'sine'"), ("rule", "oracle", "got 'oracle'"), ("time", -1.0, "a finite number >= 0, got -1.0"),
-        ("time", math.nan, "got nan"), ("time", "long", "got 'long'"), ("weights", "all", "one of kulsif, kmm, logistic, got 'all'"),
-        ("candidates", (), r"a list of names, got \(\)"), ("candidates", None, "got None"), ("candidates", "target", "got 'target'"),
-        ("candidates", ("target", "gp"), "got 'gp'"), ("combine", "mean", "one of stack, best, got 'mean'"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(("name", "parameter", "value", "words"), [
+        (name, *row) for row in BAD_VALUES for name in ESTIMATORS if row[0] in ESTIMATORS[name]().get_params()])  # fmt: skip
     def test_bad_values_are_refused_before_anything_is_fitted(self, name: str, parameter: str, value: object, words: str):
-        own = ESTIMATORS[name]()
-        if parameter not in own.get_params():
-            pytest.skip("not a parameter of this class")
-        own.set_params(**{parameter: value})
+        own = ESTIMATORS[name]().set_params(**{parameter: value})
         X, y = draw()
         with pytest.raises(InputError, match=words) as error:
             own.fit(X, y, CODES)
@@ -140,10 +155,10 @@ class TestParameters:
 
 
 class TestPredictions:
-    @every_estimator
+    @every_setting
     @pytest.mark.parametrize("k", [0, 1, 3])
     def test_shapes_and_what_belongs_together(self, name: str, k: int):
-        own, shape = fit(name, *draw(k)), (5, k) if k else (5,)
+        own, shape = usual(name, k), (5, k) if k else (5,)
         mean, (same, std), (again, cov) = own.predict(NEW), own.predict(NEW, return_std=True), own.predict(NEW, return_cov=True)
         assert mean.shape == std.shape == shape
         assert cov.shape == ((5, 5, k) if k else (5, 5))
@@ -163,19 +178,19 @@ class TestPredictions:
 
     @every_estimator
     def test_rows_do_not_mix(self, name: str):
-        own = fit(name, *draw())
+        own = usual(name)
         close(own.predict(NEW[:1], return_std=True), tuple(a[:1] for a in own.predict(NEW, return_std=True)), 1e-10)
 
     @every_estimator
     def test_one_of_std_and_cov(self, name: str):
-        own = fit(name, *draw())
+        own = usual(name)
         with pytest.raises(InputError, match="return_std: expected one of return_std and return_cov, got both"):
             own.predict(NEW, return_std=True, return_cov=True)
 
     @every_estimator
     def test_other_columns_are_refused_in_the_words_of_scikit_learn(self, name: str):
         X, y = draw()
-        own = fit(name, X, y)
+        own = usual(name)
         for new in (NEW[:, :1], np.c_[NEW, NEW]):
             with pytest.raises(ValueError, match=f"X has {new.shape[1]} features, but .* is expecting 2 features"):
                 own.predict(new)
@@ -187,9 +202,20 @@ class TestPredictions:
 
     @every_estimator
     def test_fitting_again_forgets(self, name: str):
-        own = fit(name, *draw(3))
-        X, y = draw(seed=5)
-        close(own.fit(X, y, CODES).predict(NEW, return_std=True), answers(name, X, y), 0)
+        own = fit(name, *draw(3, seed=5))
+        close(own.fit(*draw(), CODES).predict(NEW, return_std=True), known(name), 0)
+
+    @every_estimator
+    def test_tables_that_cannot_be_written_to(self, name: str):
+        X, y = draw()
+        for part in (X, y):
+            part.flags.writeable = False
+        new = NEW.copy()
+        new.flags.writeable = False
+        own = fit(name, X, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            close(own.predict(new, return_std=True), own.predict(NEW, return_std=True), 0)
 
     @every_estimator
     def test_arguments_and_the_global_generator_are_left_alone(self, name: str):
@@ -203,26 +229,23 @@ class TestPredictions:
 
 
 class TestInvariance:
-    @every_estimator
-    @pytest.mark.parametrize("integers", [False, True])
-    def test_the_order_of_the_rows(self, name: str, integers: bool):
+    @every_setting
+    def test_the_order_of_the_rows(self, name: str):
+        """Among whole numbers many rows have equal sums."""
         X, y = draw(d=4)
-        X = X.round() if integers else X
+        X[:, :2] = X[:, :2].round()
         order, new = np.random.default_rng(3).permutation(48), np.c_[NEW, NEW]
         close(answers(name, X[order], y[order], CODES[order], new=new), answers(name, X, y, new=new))
 
-    @every_estimator
-    @pytest.mark.parametrize("unit", [1e-6, 1e6])
-    def test_the_units_and_origin_of_the_targets(self, name: str, unit: float):
+    @every_setting
+    def test_the_units_and_origin_of_the_targets(self, name: str):
         X, y = draw(2)
-        mean, std = answers(name, X, y)
-        scaled = answers(name, X, unit * (y + 2))
-        close((scaled[0] / unit - 2, scaled[1] / unit), (mean, std), 1e-6)
+        for unit in (1e-6, 1e6):
+            mean, std = answers(name, X, unit * (y + 2))
+            close((mean / unit - 2, std / unit), known(name, 2), 1e-6)
 
-    @every_estimator
+    @with_sources
     def test_one_label_alone_has_the_units_of_the_others(self, name: str):
-        if name in LONELY:
-            pytest.skip("there are no others")
         X, y = draw(labels=1)
         mean, std = answers(name, X, y)
         scaled = answers(name, X, 1e3 * y)
@@ -232,72 +255,61 @@ class TestInvariance:
     def test_the_units_and_origin_of_the_inputs(self, name: str):
         X, y = draw()
         a, b = np.array([1e-3, 1e4]), np.array([5.0, -1e6])
-        close(answers(name, a * X + b, y, new=a * NEW + b), answers(name, X, y), 1e-6)
+        close(answers(name, a * X + b, y, new=a * NEW + b), known(name), 1e-6)
 
     @every_estimator
     def test_the_order_of_the_outputs(self, name: str):
         X, y = draw(3)
-        close(tuple(part[:, ::-1] for part in answers(name, X, y[:, ::-1])), answers(name, X, y), 1e-7)
+        close(tuple(part[:, ::-1] for part in answers(name, X, y[:, ::-1])), known(name, 3), 1e-7)
 
     @every_estimator
     def test_codes_are_names(self, name: str):
         X, y = draw()
         renamed = np.select([CODES == 4, CODES == 2], [9, 7], -1)
-        close(answers(name, X, y, renamed), answers(name, X, y), 0)
+        close(answers(name, X, y, renamed), known(name), 0)
 
-    @every_estimator
+    @pytest.mark.parametrize("name", ["transfer", "reweighted", "auto"])
     def test_every_kind_of_array(self, name: str):
         X, y = (part.astype(np.float32) for part in draw())
-        new, known = NEW.astype(np.float32), answers(name, X.astype(float), y.astype(float), new=NEW.astype(np.float32).astype(float))
-        for kind in (np.asarray, torch.from_numpy, lambda part: part.tolist(), pd.DataFrame):
-            own = fit(name, kind(X), y if kind is pd.DataFrame else kind(y), kind(CODES) if kind is not pd.DataFrame else pd.Series(CODES))
-            close(own.predict(kind(new), return_std=True), known, 1e-12)
-        big = X.astype(">f8"), np.asfortranarray(y.astype(">f8"))
-        close(answers(name, *big, new=new), known, 1e-12)
+        new = NEW.astype(np.float32)
+        expected = answers(name, X.astype(float), y.astype(float), new=new.astype(float))
+        for kind in (np.asarray, torch.from_numpy, lambda part: part.tolist(), lambda part: np.asfortranarray(part.astype(">f8")),
+                     lambda part: pd.DataFrame(part).squeeze()):  # fmt: skip
+            close(fit(name, kind(X), kind(y), kind(CODES)).predict(kind(new), return_std=True), expected, 1e-12)
 
-    @every_estimator
-    def test_the_seed_decides(self, name: str):
-        close(answers(name, *draw()), answers(name, *draw()), 0)
-
-    @every_estimator
+    @pytest.mark.parametrize("name", ["target", "pooled", "transfer", "embedding", "dino", "dino, linear"])
     def test_weights_are_as_many_rows(self, name: str):
-        if "trained" in name or name == "auto":
-            pytest.skip("training counts rows, and the time is chosen by rows held out")
+        """Where all rows are base samples. Importance, training and leave-one-out are those of rows."""
         X, y = draw()
         weight = np.arange(48) % 3
         rows = np.arange(48).repeat(weight)
-        own, X_, y_ = (ESTIMATORS[name]() for _ in range(1)), X[rows], y[rows]
-        del own
-        if name in ("reweighted", "auto, best"):
-            pytest.skip("importance and leave-one-out are those of rows")
-        options = {"base": 100} if "base" in ESTIMATORS[name]().get_params() else {}  # all rows are base samples
-        one = ESTIMATORS[name]().set_params(**options).fit(X, y, CODES, weight)
-        two = ESTIMATORS[name]().set_params(**options).fit(X_, y_, CODES[rows])
+        own = EVERY[name]()
+        own.set_params(**({"base": 100} if "base" in own.get_params() else {}))
+        one, two = clone(own).fit(X, y, CODES, weight), clone(own).fit(X[rows], y[rows], CODES[rows])
         close(one.predict(NEW, return_std=True), two.predict(NEW, return_std=True), 1e-6)
 
     @every_estimator
     def test_weights_that_are_all_one(self, name: str):
         X, y = draw()
-        close(answers(name, X, y, weight=np.ones(48)), answers(name, X, y), 0)
+        close(answers(name, X, y, weight=np.ones(48)), known(name), 0)
 
 
 class TestFewLabels:
-    @every_estimator
+    @every_setting
     @pytest.mark.parametrize("labels", [1, 2, 3, 4])
-    @pytest.mark.parametrize("k", [0, 2])
-    def test_a_handful(self, name: str, labels: int, k: int):
-        mean, std = answers(name, *draw(k, labels=labels))
+    def test_a_handful(self, name: str, labels: int):
+        mean, std = answers(name, *draw(2 * (labels % 2), labels=labels))
         assert np.isfinite(mean).all()
         assert (std > 0).all()
 
     @every_estimator
     def test_none_warns_and_works_where_there_are_sources(self, name: str):
         X, y = draw(labels=0)
+        if name in LONELY:
+            with pytest.raises(InputError, match="y: expected labelled rows of the target, got none; label some"):
+                fit(name, X, y)
+            return
         with pytest.warns(UserWarning, match="no target row has a label: predictions rest on the source alone"):
-            if name in LONELY:
-                with pytest.raises(InputError, match="y: expected labelled rows of the target, got none; label some"):
-                    ESTIMATORS[name]().fit(X, y, CODES)
-                return
             own = ESTIMATORS[name]().fit(X, y, CODES)
         mean, std = own.predict(NEW, return_std=True)
         assert np.isfinite(mean).all()
@@ -327,11 +339,9 @@ class TestFewLabels:
             return
         assert np.isfinite(answers(name, X[:31], y[:31], CODES[:31])).all()
 
-    @every_estimator
+    @with_sources
     def test_gaps_tell_the_target_where_there_are_no_codes(self, name: str):
         X, y = draw()
-        if name in LONELY:
-            pytest.skip("no label of the target is left")
         seen = np.where(CODES < 0, np.nan, y)
         one = CODES > 0
         close(answers(name, X, seen, None), answers(name, X, seen, np.where(one, 1, -2)), 0)
@@ -347,24 +357,22 @@ class TestOneDomain:
         with pytest.warns(UserWarning, match="target rows only: there is nothing to transfer"):
             stated = ESTIMATORS[name]().fit(X, y, -np.ones(6, dtype=int))
         close(plain.predict(NEW, return_std=True), stated.predict(NEW, return_std=True), 0)
-        assert plain.correlation_.tolist() == [[pytest.approx(1.0)]] or "product" in str(plain) or "linear" in name
+        assert plain.correlation_.tolist() == [[pytest.approx(1.0, abs=0.05)]]
 
 
 class TestHardRows:
     @every_estimator
-    @pytest.mark.parametrize("kind", ["one column", "constant columns", "a constant column", "all equal", "huge offset", "more columns than rows",
+    @pytest.mark.parametrize("kind", ["one column", "a constant column", "all equal", "huge offset", "more columns than rows",
                                       "equal rows with other labels", "an outlier"])  # fmt: skip
     def test_inputs(self, name: str, kind: str):
         X, y = draw()
         codes, new = CODES, NEW
         if kind == "one column":
             X, new = X[:, :1], NEW[:, :1]
-        elif kind == "constant columns":
-            X, new = 0 * X + 7, NEW
         elif kind == "a constant column":
             X, new = np.c_[X, np.full(48, 0.1)], np.c_[NEW, NEW[:, :1]]
         elif kind == "all equal":
-            X, new = 0 * X, 0 * NEW
+            X, new = 0 * X + 7, 0 * NEW + 7
         elif kind == "huge offset":
             X, new = X + 1e9, NEW + 1e9
         elif kind == "more columns than rows":
@@ -379,11 +387,6 @@ class TestHardRows:
         assert (std > 0).all()
         if kind == "all equal":
             np.testing.assert_allclose(mean, mean[0])
-
-    @every_estimator
-    def test_a_huge_offset_changes_little(self, name: str):
-        X, y = draw()
-        close(answers(name, X + 1e6, y, new=NEW + 1e6), answers(name, X, y), 1e-5)
 
     @every_estimator
     def test_constant_targets_work_with_a_warning(self, name: str):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from driftway.adapt.distribution_kernel import Base, Rows, base
 from driftway.adapt.learn import Family, Frame, Learned, attended, begin, canonical, correlated, learn
+from driftway.adapt.scale import Scale
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected, Network
 
@@ -49,6 +50,7 @@ class Settings:
         pull: standard deviation of the prior of A and v.
         steps: quasi-Newton steps.
         seed: of base samples and phi.
+        scale: what is done with many rows.
     """
 
     network: Network = field(default_factory=lambda: FullyConnected(2, "relu", w_std=2**0.5, b_std=0.3))
@@ -59,19 +61,20 @@ class Settings:
     pull: float = 0.1
     steps: int = 40
     seed: int = 0
+    scale: Scale = field(default_factory=Scale)
 
 
 def first_stage(rows: Frame, sources: int, settings: Settings, family: Family | None = None) -> Learned:
     """All parameters at once."""
     return learn(rows, settings.network, family or correlated(sources), begin(rows, sources), kappa=settings.kappa,
-                 strength=settings.strength, steps=settings.steps)  # fmt: skip
+                 strength=settings.strength, steps=settings.steps, scale=settings.scale)  # fmt: skip
 
 
 def second_stage(stage: Learned, family: Family, settings: Settings) -> Learned:
     """Another k_P, with the relevance that was learned."""
     start = {name: value for name, value in stage.raw.items() if name in ("relevance", "scale", "offset", "noise")}
     return learn(stage.frame, settings.network, family, start, frozen=("relevance",), kappa=settings.kappa, strength=settings.strength,
-                 steps=settings.steps)  # fmt: skip
+                 steps=settings.steps, scale=settings.scale)  # fmt: skip
 
 
 def base_samples(shift: Shift, stage: Learned, settings: Settings) -> Base:
@@ -101,16 +104,15 @@ def at_target(found: Learned, X: Float[Tensor, "q d"]) -> Rows:
 def covariance(found: Learned, X: Float[Tensor, "q d"]) -> Float[Tensor, "q q"]:
     """Covariance of f at rows of the target, in units of B."""
     rows = at_target(found, X)
-    return found.joint.covariance(found.kernel.cross(rows, found.frame.rows), found.kernel.gram(rows))
+    return found.joint.covariance(found.at(rows)[0], found.gram(rows))
 
 
 def predict(found: Learned, X: Float[Tensor, "q d"]) -> Prediction:
     """The posterior at rows of the target, in blocks."""
     means, variances = [], []
     for part in X.split(1024):
-        rows = at_target(found, part)
-        cross = found.kernel.cross(rows, found.frame.rows)
-        means.append(found.joint.mean(cross))
-        variances.append(found.joint.variance(cross, found.kernel.diagonal(rows)))
+        cross, diagonal, shift = found.at(at_target(found, part))
+        means.append(found.joint.mean(cross) + shift)
+        variances.append(found.joint.variance(cross, diagonal))
     return Prediction(torch.cat(means), torch.cat(variances), found.raw["noise"][0].exp(), found.joint.B)
 

@@ -1,7 +1,7 @@
 """Few-label domain adaptation for regression as scikit-learn estimators. This file and `estimators_*.py` alone import scikit-learn.
 
     TargetOnlyGP             the labelled rows of the target alone
-    PooledGP                 all rows, as if of one domain
+    PooledGP                 all rows, as if of one domain, but for a level of each
     TransferGPRegressor      one correlation for each source, learned (AT-GP: Cao et al., 2010)
     ReweightedGP             all rows; noise of a source row by its importance p_T/p_S
     MeanEmbeddingGP          correlations of fixed mean embeddings
@@ -27,8 +27,10 @@ from torch import Tensor
 from driftway.adapt import dino_init, dino_train
 from driftway.adapt.dino_init import Prediction, Settings, base_samples, first_stage, second_stage
 from driftway.adapt.distribution_kernel import FORMS, Rows
-from driftway.adapt.importance import METHODS, importance_weights
-from driftway.adapt.learn import Frame, Learned, constant, embedded, frame
+from driftway.adapt.importance import METHODS
+from driftway.adapt.learn import Frame, Learned, canonical, constant, embedded, frame
+from driftway.adapt.scale import Scale
+from driftway.adapt.scale_weights import weights_of_many
 from driftway.adapt.shift import Shift
 from driftway.checks import choice, count, real, require
 from driftway.kernels import FullyConnected
@@ -44,6 +46,8 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
         random_state: seed of whatever is drawn.
+        approximation: exact, inducing, features, or auto: exact up to 5,000 labelled rows, then inducing (scale.py).
+        features: that rows far from the target are summarised by.
 
     Attributes:
         shift_: the rows of the fit.
@@ -59,14 +63,16 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
     __metadata_request__fit = {"sample_domain": True}  # noqa: RUF012 -- scikit-learn reads it off the class
     __metadata_request__score = {"sample_domain": False}  # noqa: RUF012
 
-    def __init__(self, depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
+    def __init__(self, depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0, approximation="auto", features=1000):
         self.depth = depth
         self.activation = activation
         self.source_weight = source_weight
         self.max_iter = max_iter
         self.random_state = random_state
+        self.approximation = approximation
+        self.features = features
 
-    def fit(self, X: Any, y: Any, sample_domain: Any = None, sample_weight: Any = None) -> "DomainRegressor":
+    def fit(self, X: Any, y: Any, sample_domain: Any = None, sample_weight: Any = None) -> Any:
         """Fit on the rows of all domains.
 
         Args:
@@ -101,7 +107,7 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         require(not (return_std and return_cov), "return_std", expected="one of return_std and return_cov", got="both",
                 cure="call predict twice")  # fmt: skip
-        rows = torch.as_tensor(validate_data(self, X, reset=False, dtype=np.float64))
+        rows = torch.tensor(validate_data(self, X, reset=False, dtype=np.float64))
         if return_cov:
             mean, cov = self._covariance(rows)
             return self._shaped(mean, X), (cov[..., 0] if self.shift_.flat else cov).cpu().numpy()
@@ -124,8 +130,11 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
         if np.asarray(y).dtype == object:
-            type_of_target(y, raise_unknown=True)
-        shift = Shift.from_domains(rows, y, sample_domain, sample_weight, names=getattr(self, "feature_names_in_", None))
+            try:
+                y = np.asarray(y, dtype=np.float64)  # None is NaN
+            except (TypeError, ValueError):
+                type_of_target(y, raise_unknown=True)
+        shift = Shift.from_domains(rows, y, sample_domain, sample_weight, names=list(getattr(self, "feature_names_in_", [])) or None)
         empty = [code for d, code in enumerate(shift.codes) if not shift.weight[shift.rows(d)].any()]
         require(not empty, "sample_weight", expected="a positive weight in every domain", got=f"zeros throughout domain {(*empty, 0)[0]}",
                 cure="drop its rows")  # fmt: skip
@@ -135,8 +144,9 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         weight = real("source_weight", self.source_weight, least=0)
         require(weight <= 1, "source_weight", expected="a number from 0 to 1", got=weight, cure="pass 1 to count sources in full")
         network = FullyConnected(count("depth", self.depth, least=0), self.activation, w_std=2**0.5, b_std=0.3)
-        return Settings(network=network, kappa=weight, steps=count("max_iter", self.max_iter),
-                        seed=count("random_state", self.random_state, least=0))  # fmt: skip
+        seed = count("random_state", self.random_state, least=0)
+        scale = Scale(self.approximation, count("features", self.features), seed=seed)
+        return Settings(network=network, kappa=weight, steps=count("max_iter", self.max_iter), seed=seed, scale=scale)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -205,7 +215,7 @@ class TargetOnlyGP(DomainRegressor):
 
 
 class PooledGP(DomainRegressor):
-    """A Gaussian process on the rows of all domains, as if they were of one: for domains that do not differ."""
+    """A Gaussian process on the rows of all domains, as if they were of one, but for a level of its own for each."""
 
     def _learn(self, shift: Shift, settings: Settings) -> Learned:
         return first_stage(frame(shift), shift.sources, settings, constant(shift.sources, 1.0))
@@ -228,10 +238,13 @@ class ReweightedGP(DomainRegressor):
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
         random_state: seed of whatever is drawn.
+        approximation: exact, inducing, features, or auto: exact up to 5,000 labelled rows, then inducing (scale.py).
+        features: that rows far from the target are summarised by.
     """
 
-    def __init__(self, weights="kulsif", depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
-        super().__init__(depth, activation, source_weight, max_iter, random_state)
+    def __init__(self, weights="kulsif", depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0, approximation="auto",
+                 features=1000):  # fmt: skip
+        super().__init__(depth, activation, source_weight, max_iter, random_state, approximation, features)
         self.weights = weights
 
     def _settings(self) -> Settings:
@@ -239,10 +252,10 @@ class ReweightedGP(DomainRegressor):
         return super()._settings()
 
     def _learn(self, shift: Shift, settings: Settings) -> Learned:
-        scaled, weight, target = frame(shift).standard(shift.X), shift.weight.clone(), shift.rows(0)
-        for d in range(1, shift.sources + 1):
-            own = shift.rows(d)
-            weight[own] *= importance_weights(scaled[own], scaled[target], method=self.weights, seed=settings.seed).clamp_min(1e-6)
+        scaled, weight = frame(shift).standard(shift.X), shift.weight.clone()
+        target, *sources = (rows[canonical(shift.X[rows])] for rows in map(shift.rows, range(shift.sources + 1)))
+        for own in sources:
+            weight[own] *= weights_of_many(scaled[own], scaled[target], method=self.weights, seed=settings.seed).clamp_min(1e-6)
         return first_stage(frame(replace(shift, weight=weight)), shift.sources, settings, constant(shift.sources, 1.0))
 
 
@@ -257,10 +270,13 @@ class MeanEmbeddingGP(DomainRegressor):
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
         random_state: seed of whatever is drawn.
+        approximation: exact, inducing, features, or auto: exact up to 5,000 labelled rows, then inducing (scale.py).
+        features: that rows far from the target are summarised by.
     """
 
-    def __init__(self, form="cosine", base=100, depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0):
-        super().__init__(depth, activation, source_weight, max_iter, random_state)
+    def __init__(self, form="cosine", base=100, depth=2, activation="relu", source_weight=0.3, max_iter=40, random_state=0,
+                 approximation="auto", features=1000):  # fmt: skip
+        super().__init__(depth, activation, source_weight, max_iter, random_state, approximation, features)
         self.form = form
         self.base = base
 
@@ -286,14 +302,16 @@ class DINOInitRegressor(MeanEmbeddingGP):
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
         random_state: seed of whatever is drawn.
+        approximation: exact, inducing, features, or auto: exact up to 5,000 labelled rows, then inducing (scale.py).
+        features: that rows far from the target are summarised by.
 
     Attributes:
         model_: with `model_.kernel.domains.weights`, the weights of base samples.
     """
 
     def __init__(self, form="cosine", base=100, rank=4, pull=0.1, depth=2, activation="relu", source_weight=0.3, max_iter=40,
-                 random_state=0):  # fmt: skip
-        super().__init__(form, base, depth, activation, source_weight, max_iter, random_state)
+                 random_state=0, approximation="auto", features=1000):  # fmt: skip
+        super().__init__(form, base, depth, activation, source_weight, max_iter, random_state, approximation, features)
         self.rank = rank
         self.pull = pull
 
@@ -320,14 +338,16 @@ class DINOTrainRegressor(DINOInitRegressor):
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
         random_state: seed of whatever is drawn.
+        approximation: exact, inducing, features, or auto: exact up to 5,000 labelled rows, then inducing (scale.py).
+        features: that rows far from the target are summarised by.
 
     Attributes:
         model_: with `model_.time`, and `model_.start`, the process at initialisation.
     """
 
     def __init__(self, form="cosine", base=100, rank=4, pull=0.1, rule="cross_validation", time=None, depth=2, activation="relu",
-                 source_weight=0.3, max_iter=40, random_state=0):  # fmt: skip
-        super().__init__(form, base, rank, pull, depth, activation, source_weight, max_iter, random_state)
+                 source_weight=0.3, max_iter=40, random_state=0, approximation="auto", features=1000):  # fmt: skip
+        super().__init__(form, base, rank, pull, depth, activation, source_weight, max_iter, random_state, approximation, features)
         self.rule = rule
         self.time = time
 

@@ -10,7 +10,7 @@ from driftway.adapt.distribution_kernel import FORMS
 from driftway.adapt.estimators import DomainRegressor, moments
 from driftway.adapt.learn import Learned
 from driftway.adapt.shift import Shift
-from driftway.adapt.stacking import PROCESSES, Candidate, candidates, score, stack
+from driftway.adapt.stacking import PROCESSES, Candidate, candidates, densities, stack
 from driftway.checks import choice, count, real, require
 
 COMBINE = ("stack", "best")
@@ -23,6 +23,7 @@ class Decision:
     Attributes:
         transfer: whether they are of use.
         gain: mean log density of a target label, above that of the target alone; in nats.
+        error: standard error of the gain, from how labels differ in it; 0 without labels.
         target_weight: weight of the candidates without sources.
         weights: of all candidates.
         densities: mean log density of the target's labels, each foreseen without it, of all candidates.
@@ -31,6 +32,7 @@ class Decision:
 
     transfer: bool
     gain: float
+    error: float
     target_weight: float
     weights: dict[str, float]
     densities: dict[str, float]
@@ -124,15 +126,18 @@ def _decide(found: list[Candidate], table: Tensor, w: Tensor) -> Decision:
     alone = torch.tensor([own.name == "target" for own in found])
     names = [own.name + ", trained" * own.trained for own in found]
     share, m = float(w[alone].sum()), len(table)
-    gain = score(table, w) - score(table[:, alone], stack(table[:, alone])) if alone.any() and not alone.all() else 0.0
-    transfer = bool(not alone.all() and (not alone.any() or (share < 0.5 and gain > 0) or m == 0))
+    gain = error = 0.0
+    if alone.any() and not alone.all() and m:
+        gains = densities(table, w) - densities(table[:, alone], stack(table[:, alone]))
+        gain, error = float(gains.mean()), float(gains.std(correction=0)) / max(m - 1, 1) ** 0.5
+    transfer = bool(not alone.all() and (not alone.any() or (share < 0.5 and gain > error) or m == 0))
     if alone.all():
         sentence = "there is nothing to transfer"
     elif not alone.any() or not m:
         sentence = "transfer was not compared with the target alone" + ", which has no labels" * (not m)
     else:
         verdict = "transfer" if transfer else "do not transfer"
-        sentence = (f"{verdict}: the target's labels are foreseen with {gain:+.2f} nats each against the target alone, which weighs "
-                    f"{share:.0%} of the mixture")  # fmt: skip
-    return Decision(transfer, gain, share, dict(zip(names, w.tolist(), strict=True)),
+        sentence = (f"{verdict}: the target's labels are foreseen with {gain:+.2f} ± {error:.2f} nats each against the target alone, which "
+                    f"weighs {share:.0%} of the mixture")  # fmt: skip
+    return Decision(transfer, gain, error, share, dict(zip(names, w.tolist(), strict=True)),
                     dict(zip(names, table.mean(0).tolist(), strict=True)) if m else {}, sentence)  # fmt: skip

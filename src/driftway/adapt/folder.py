@@ -6,14 +6,14 @@
     process.P.* parameters as they were learned, correlations or base samples
     model.M.*   of a trained network: residuals and variances of the target's labels
 
-Matrices are not kept. Loading computes them again from the same numbers in the same order, and so predicts what was predicted before. Of
+Matrices are not kept. Loading computes them again from the same numbers in the same order, and predicts the same up to rounding. Of
 what is read, everything is checked: a folder that was changed is refused by the name of what is wrong in it. A new kind of process is one
 more entry of `KINDS`, and a new layout another `FORMAT`. The folder holds the training rows: who has it has the data.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from torch import Tensor
 
 from driftway import store
 from driftway.adapt import estimators, estimators_auto
-from driftway.adapt.dino_train import Trained
+from driftway.adapt.dino_train import Trained, train
 from driftway.adapt.distribution_kernel import FORMS, Attention, Correlation, Domains, Embedded, Rows, base
 from driftway.adapt.estimators import DomainRegressor
 from driftway.adapt.learn import Family, Frame, Learned, learn
+from driftway.adapt.scale import TRAINED, Scale, held
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import Candidate, candidate
 from driftway.adapt.stored import CURE, Reader, plain, unplain
@@ -38,7 +39,7 @@ FORMAT = 1
 CLASSES = {made.__name__: made for made in (
     estimators.TargetOnlyGP, estimators.PooledGP, estimators.TransferGPRegressor, estimators.ReweightedGP, estimators.MeanEmbeddingGP,
     estimators.DINOInitRegressor, estimators.DINOTrainRegressor, estimators_auto.AutoTransferRegressor)}  # fmt: skip
-FRAME = {"y": "nk", "weight": "n", "x_mean": "d", "x_scale": "d", "y_mean": "k", "y_scale": "k"}
+FRAME = {"aim": "td", "y": "nk", "weight": "n", "x_mean": "d", "x_scale": "d", "y_mean": "k", "y_scale": "k"}
 Tensors = dict[str, Tensor]
 
 
@@ -63,7 +64,8 @@ def save(estimator: Any, folder: str | Path) -> None:
         "format": FORMAT, "class": type(estimator).__name__,
         "parameters": {name: plain(name, value) for name, value in estimator.get_params(deep=False).items()},
         "shift": {"codes": list(shift.codes), "names": list(shift.names), "flat": shift.flat, "stated": shift.stated},
-        "columns": hasattr(estimator, "feature_names_in_"), "pandas": estimator._pandas, "outputs": plain("y", _listed(estimator._names)),
+        "columns": hasattr(estimator, "feature_names_in_"), "pandas": estimator._pandas,
+        "outputs": plain("y", getattr(estimator._names, "tolist", lambda: estimator._names)()),
         "frames": len(frames), "processes": [], "models": [],
     }  # fmt: skip
     tensors: Tensors = {f"shift.{name}": getattr(shift, name) for name in ("X", "y", "domain", "weight")}
@@ -73,7 +75,8 @@ def save(estimator: Any, folder: str | Path) -> None:
     for i, process in enumerate(processes):
         kind, about, parts = _domains_written(process.kernel.domains)
         parts |= {f"raw.{name}": value for name, value in process.raw.items()}
-        about |= {"network": _network_written(process.kernel.network), "objective": process.objective, "evaluations": process.evaluations}
+        about |= {"network": _network_written(process.kernel.network), "scale": asdict(process.scale), "objective": process.objective,
+                  "evaluations": process.evaluations}  # fmt: skip
         config["processes"].append({"kind": kind, "frame": _place(frames, process.frame), **about})
         tensors |= {f"process.{i}.{name}": value for name, value in parts.items()}
     for i, own in enumerate(models):
@@ -137,11 +140,6 @@ def _place(values: list[Any], value: Any) -> int:
     return next(i for i, other in enumerate(values) if other is value)
 
 
-def _listed(names: Any) -> Any:
-    """Names of outputs: None, one, or a list."""
-    return names if names is None or isinstance(names, str | int) else str(names) if not hasattr(names, "tolist") else names.tolist()
-
-
 def _shift_read(read: Reader) -> Shift:
     about = read.inside("shift")
     codes, names = about.numbers("codes"), about.texts("names")
@@ -161,7 +159,7 @@ def _shift_read(read: Reader) -> Shift:
 def _frame_read(read: Reader, i: int, shift: Shift) -> Frame:
     X = read.take(f"frame.{i}.X", (None, len(shift.names)))
     domain = read.domains(f"frame.{i}.domain", len(X), len(shift.codes))
-    sizes, m = {"n": len(X), "d": len(shift.names), "k": shift.outputs}, int((domain == 0).sum())
+    sizes, m = {"n": len(X), "d": len(shift.names), "k": shift.outputs, "t": None}, int((domain == 0).sum())
     read.check(bool((domain[len(domain) - m :] == 0).all()), f"rows of the target last in frame.{i}", "another order")
     least: dict[str, float] = {"weight": 0.0, "x_scale": 0.0, "y_scale": 0.0}
     parts = {name: read.take(f"frame.{i}.{name}", tuple(sizes[axis] for axis in axes), above=least.get(name, -math.inf))
@@ -227,7 +225,9 @@ def _process_read(read: Reader, i: int, frames: list[Frame], shift: Shift) -> Le
     shapes = {"relevance": (len(shift.names),), "scale": (), "offset": (), "noise": (len(shift.codes),)}
     raw = {name: read.take(f"{here}.raw.{name}", shape) for name, shape in shapes.items()}
     domains = KINDS[read.named("kind", tuple(KINDS))](read, here, raw, network, shift)
-    found = learn(rows, network, Family(lambda _: domains), raw, frozen=tuple(raw))
+    about = read.inside("scale")
+    scale = Scale(about.entry("approximation", str), *(about.entry(name, int) for name in ("features", "rows", "seed")))
+    found = learn(rows, network, Family(lambda _: domains), raw, frozen=tuple(raw), scale=scale)
     return replace(found, objective=read.number("objective"), evaluations=read.entry("evaluations", int))
 
 
@@ -235,13 +235,16 @@ def _model_read(read: Reader, i: int, processes: list[Learned]) -> Candidate:
     name, start = read.entry("name", str), processes[read.index("process", len(processes))]
     if read.config.get("trained") is None:
         return candidate(name, start)
-    about, rows, root = read.inside("trained"), start.frame, start.noise.sqrt()
-    pair, m = start.kernel.pair(rows.rows), rows.target
+    about, rows, time = read.inside("trained"), start.frame, read.inside("trained").number("time")
+    read.check(time >= 0, "a time >= 0", str(time))
+    residuals = read.take(f"model.{i}.residuals", (None, rows.y.shape[1]))
+    spread = read.take(f"model.{i}.spread", (len(residuals),), above=0.0)
+    wanted = (rows.target, len(held(rows.target, start.scale)))  # all, or as many as are held out
+    read.check(len(residuals) in wanted, f"a residual of each label in model.{i}", str(len(residuals)))
+    if not start.scale.exact(len(rows.y), TRAINED):
+        return candidate(name, replace(train(start, time=time), rule=about.entry("rule", str), residuals=residuals, spread=spread))
+    root, pair = start.noise.sqrt(), start.kernel.pair(rows.rows)
     K = pair.nngp / torch.outer(root, root)
     K.diagonal().add_(1)
     flow = gradient_flow(eigendecompose(pair.ntk / torch.outer(root, root)), rows.y / root[:, None])
-    time = about.number("time")
-    read.check(time >= 0, "a time >= 0", str(time))
-    residuals = read.take(f"model.{i}.residuals", (m, rows.y.shape[1]))
-    spread = read.take(f"model.{i}.spread", (m,), above=0.0)
     return candidate(name, Trained(start, flow, K, time, about.entry("rule", str), residuals, spread))

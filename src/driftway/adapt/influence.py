@@ -7,6 +7,8 @@ part of the sum over all labels:
                      H = A_t D^(-1/2)                   a trained network (dino_train.py)
                      H = sum_c w_c H_c                  a mixture (stacking.py)
 
+and, with many rows (scale.py), H = W at the near rows N, and at the others (phi_* - W phi_N) V^-1 phi' Lam^-1, from their features phi.
+
 A label is foreseen from all others, with parameters held; by trained networks from all but those of its fold. Mean and variance are those
 of the mixture. An interval of level p should hold a part p of the labels.
 """
@@ -23,9 +25,11 @@ from torch import Tensor
 from driftway.adapt.dino_init import at_target
 from driftway.adapt.dino_train import Trained
 from driftway.adapt.learn import Frame, canonical
+from driftway.adapt.scale import held
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import Candidate
 
+BLOCK = 2048  # rows that are summarised at once
 
 @dataclass(frozen=True)
 class Foreseen:
@@ -63,10 +67,12 @@ def reach(level: float | int) -> float:
 
 def foreseen(own: Candidate, shift: Shift) -> Foreseen:
     """By one candidate."""
-    rows, first = own.frame, len(own.frame.y) - own.frame.target
-    y = rows.y[first:] * rows.y_scale + rows.y_mean
+    rows, m = own.frame, own.frame.target
+    part = torch.arange(m) if len(own.residuals) == m else held(m, own.process.scale)
+    index = part.to(rows.y.device) + len(rows.y) - m
+    y = rows.y[index] * rows.y_scale + rows.y_mean
     std = (own.variance[:, None] * own.process.joint.B.diagonal()).sqrt() * rows.y_scale
-    return Foreseen(order(shift, rows)[first:], y, y - own.residuals * rows.y_scale, std)
+    return Foreseen(order(shift, rows)[index], y, y - own.residuals * rows.y_scale, std)
 
 
 def mixed(parts: Sequence[Foreseen], w: Float[Tensor, " c"]) -> Foreseen:
@@ -88,13 +94,23 @@ def influence(known: Sequence[Candidate], w: Float[Tensor, " c"], shift: Shift, 
 
 def smoother(own: Candidate, X: Float[Tensor, "q d"]) -> Float[Tensor, "q n"]:
     """H at rows of the target."""
-    process, labelled = own.process, own.frame.rows
+    process, labelled, model, far = own.process, own.frame.rows, own.model, own.model.far
     new = at_target(process, X)
-    if not isinstance(own.model, Trained):
-        return process.joint.factor.solve(process.kernel.cross(new, labelled).mT).mT
-    root = process.noise.sqrt()
-    flow = replace(own.model.flow, r=torch.eye(len(root), dtype=root.dtype, device=root.device))
-    return flow.mean(process.kernel.pair(new, labelled).ntk / root, own.model.time) / root
+    if isinstance(model, Trained):
+        rows, root = (labelled, process.noise.sqrt()) if far is None else (far.rows, process.noise[far.near].sqrt())
+        flow = replace(model.flow, r=torch.eye(len(root), dtype=root.dtype, device=root.device))
+        W = flow.mean(process.kernel.pair(new, rows).ntk / root, model.time) / root
+    else:
+        W = process.joint.factor.solve(process.at(new)[0].mT).mT
+    if far is None:
+        return W
+    G, phi = far.factor.solve((far.features(new) - W @ far.phi).mT).mT, far.features
+    H, left = X.new_zeros(len(X), len(labelled)), torch.ones(len(labelled), dtype=torch.bool, device=X.device)
+    H[:, far.near], left[far.near] = W, False
+    for part in left.nonzero()[:, 0].split(BLOCK):
+        F = phi(labelled[part])
+        H[:, part] = G @ F.mT / (process.noise[part] + (process.kernel.diagonal(labelled[part]) - F.square().sum(1)).clamp_min(0))
+    return H
 
 
 def order(shift: Shift, rows: Frame) -> Int[Tensor, " n"]:

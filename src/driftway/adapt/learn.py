@@ -12,14 +12,15 @@ the sources determine them, and no longer those of the target when these differ.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftway.adapt.distribution_kernel import Attention, Base, Correlation, DistributionKernel, Domains, Embedded, Rows, uniform
 from driftway.adapt.joint import Joint, joint
+from driftway.adapt.scale import AIMS, Far, Scale, condition, diagonal, thin
 from driftway.adapt.shift import Shift
 from driftway.checks import InputError
 from driftway.kernels import Network
@@ -30,6 +31,7 @@ Prior = Mapping[str, tuple[float, float]]
 PRIOR: Prior = {"noise": (math.log(0.1), 2.0), "relevance": (0.0, 0.6), "scale": (0.0, 1.0), "offset": (-1.0, 1.0)}
 FLOOR = 1e-6  # of the noise, as a part of the mean diagonal
 STEPS = 60
+NEVER = -30.0  # the logarithm of nothing
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Frame:
         x_scale: their standard deviations; 1 for a constant column.
         y_mean: of the outputs, over labelled rows.
         y_scale: likewise.
+        aim: inputs of rows of the target, labelled or not, at most 500.
     """
 
     rows: Rows
@@ -55,6 +58,12 @@ class Frame:
     x_scale: Float[Tensor, " d"]
     y_mean: Float[Tensor, " k"]
     y_scale: Float[Tensor, " k"]
+    aim: Float[Tensor, "t columns"] = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.float64))
+
+    def __getitem__(self, index: Int[Tensor, " r"]) -> "Frame":
+        """Some of the rows, in the same units."""
+        rows = self.rows[index]
+        return replace(self, rows=rows, y=self.y[index], weight=self.weight[index], target=int((rows.domain == 0).sum()))
 
     def standard(self, X: Float[Tensor, "q d"]) -> Float[Tensor, "q d"]:
         """Inputs in the units of the kernel."""
@@ -74,7 +83,9 @@ def frame(shift: Shift) -> Frame:
     x_mean, x_scale = _moments(shift.X, shift.weight)
     y_mean, y_scale = _moments(shift.y[used], shift.weight[used])
     rows, y, target = Rows((shift.X[order] - x_mean) / x_scale, shift.domain[order]), (shift.y[order] - y_mean) / y_scale, shift.domain == 0
-    return Frame(rows, y, shift.weight[order], int(target[order].sum()), x_mean, x_scale, y_mean, y_scale)
+    aim = shift.X[target][canonical(shift.X[target])]
+    aim = (aim[:: -(-len(aim) // AIMS) or 1] - x_mean) / x_scale
+    return Frame(rows, y, shift.weight[order], int(target[order].sum()), x_mean, x_scale, y_mean, y_scale, aim)
 
 
 def canonical(*columns: Float[Tensor, "n _"]) -> Tensor:
@@ -162,10 +173,12 @@ class Learned:
         frame: its rows.
         kernel: K.
         noise: variance of each row's label, by its weight, in units of B.
-        joint: given the labels.
+        joint: given the labels; of the near rows, where there are far ones.
         raw: the parameters as they were learned.
         objective: what was maximised.
         evaluations: of the objective.
+        scale: what is done with many rows.
+        far: what rows say that the joint process does not hold.
     """
 
     frame: Frame
@@ -175,6 +188,18 @@ class Learned:
     raw: Raw
     objective: float
     evaluations: int
+    scale: Scale = field(default_factory=Scale)
+    far: Far | None = None
+
+    def at(self, a: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """For `joint`, at other rows: covariance with its own, variances, and what to add to the mean."""
+        if self.far is not None:
+            return self.far.at(self.kernel, a)
+        return self.kernel.cross(a, self.frame.rows), self.kernel.diagonal(a), self.frame.y.new_zeros(())
+
+    def gram(self, a: Rows) -> Float[Tensor, "n n"]:
+        """For `joint`, the covariance of other rows."""
+        return self.kernel.gram(a) if self.far is None else self.far.gram(self.kernel, a)
 
 
 def begin(rows: Frame, sources: int) -> Raw:
@@ -190,8 +215,8 @@ def kernel(network: Network, family: Family, raw: Raw) -> DistributionKernel:
 
 
 def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: tuple[str, ...] = (), kappa: float = 1.0,
-          strength: float = 1.0, steps: int = STEPS) -> Learned:  # fmt: skip
-    """Maximise, and condition on the labels.
+          strength: float = 1.0, steps: int = STEPS, scale: Scale | None = None) -> Learned:  # fmt: skip
+    """Maximise, on some rows if there are many, and condition on all labels.
 
     Args:
         rows: the labelled rows.
@@ -202,8 +227,13 @@ def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: 
         kappa: how much the likelihood of the sources counts.
         strength: how much the prior counts.
         steps: quasi-Newton steps.
+        scale: what is done with many rows.
     """
+    scale = scale or Scale()
+    everything, rows = rows, rows[thin(rows.rows.domain, scale)]
     raw = {**{name: value.to(rows.y) for name, value in family.start.items()}, **start}
+    if not rows.target:  # nothing tells the level of the target: it is that of the sources
+        raw, frozen = {**raw, "offset": torch.full_like(raw["offset"], NEVER)}, (*frozen, "offset")
     prior = {**PRIOR, **family.prior}
     free = {name: value.clone().requires_grad_() for name, value in raw.items() if name in prior and name not in frozen and value.numel()}
     counts = (rows.rows.domain == 0).to(rows.y)
@@ -243,5 +273,9 @@ def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: 
     with torch.no_grad():
         free = {name: value.detach() for name, value in free.items()}
         raw = {**raw, **free}
-        own, noise, found = process(raw)
-        return Learned(rows, own, noise, found, raw, -float(objective()), calls)
+        if not rows.target:  # nor its noise
+            raw["noise"] = torch.cat([raw["noise"][1:].mean(0, keepdim=True), raw["noise"][1:]])
+        value, rows, own = -float(objective()), everything, kernel(network, family, raw)
+        noise = raw["noise"].exp()[rows.rows.domain] + FLOOR * (rows.weight @ diagonal(own, rows.rows)) / rows.weight.sum()
+        found, far = condition(own, rows.rows, rows.y, noise, target=rows.target, weight=rows.weight, aim=rows.aim, scale=scale)
+        return Learned(rows, own, noise / rows.weight, found, raw, value, calls, scale, far)

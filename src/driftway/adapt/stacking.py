@@ -10,8 +10,8 @@ is choosing by twenty noisy numbers. With few labels the prior keeps all candida
 
     gain     = mean_i log (sum_c w_c p_ic) - mean_i log (the same over the candidates without sources, at their own best weights)
 
-is what transfer is worth, in nats for each label. The mixture does not transfer where its candidates without sources weigh half or more,
-or the gain is not positive.
+is what transfer is worth, in nats for each label. It does not pay where the candidates without sources weigh half or more, or the gain is
+within one standard error of nothing. Without labels there is no telling what the domains share: all rows are pooled.
 """
 
 import math
@@ -25,6 +25,7 @@ from driftway.adapt import dino_init, dino_train
 from driftway.adapt.dino_init import Prediction, Settings, first_stage, weighted
 from driftway.adapt.dino_train import Trained
 from driftway.adapt.learn import Frame, Learned, constant, frame
+from driftway.adapt.scale import held
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected
 
@@ -79,6 +80,9 @@ def candidate(name: str, model: Learned | Trained) -> Candidate:
     """With how well it foresees the target's labels."""
     process = model.start if isinstance(model, Trained) else model
     residuals, variance = (model.residuals, model.spread) if isinstance(model, Trained) else model.joint.leave_one_out()
+    kept = held(process.frame.target, process.scale)
+    if len(kept) < len(residuals):
+        residuals, variance = residuals[kept], variance[kept]
     R, k = torch.linalg.cholesky(process.joint.B), residuals.shape[1]
     fit = torch.linalg.solve_triangular(R, residuals.mT, upper=False).square().sum(0) / variance
     logs = k * (variance * 2 * math.pi).log() + 2 * (R.diagonal().log().sum() + process.frame.y_scale.log().sum())
@@ -97,6 +101,8 @@ def candidates(shift: Shift, names: tuple[str, ...], settings: Settings, *, form
     """
     found: dict[str, Learned] = {}
     rows = frame(shift)
+    if not shift.labels and "pooled" in names:
+        names = ("pooled",)
     if "target" in names and shift.labels:
         own = frame(shift.alone())
         own = replace(own, y_scale=own.y_scale.where((own.y.abs() > 1e-3).any(0), rows.y_scale))  # one label alone has no units
@@ -124,6 +130,6 @@ def stack(log_density: Float[Tensor, "m c"], *, alpha: float = ALPHA) -> Float[T
     return w
 
 
-def score(log_density: Float[Tensor, "m c"], w: Float[Tensor, " c"]) -> float:
-    """Mean log density of the mixture; 0 without labels."""
-    return float((log_density + w.log()).logsumexp(1).mean()) if len(log_density) else 0.0
+def densities(log_density: Float[Tensor, "m c"], w: Float[Tensor, " c"]) -> Float[Tensor, " m"]:
+    """Log density of each label by the mixture."""
+    return (log_density + w.log()).logsumexp(1)

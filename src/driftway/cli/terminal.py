@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -93,7 +94,7 @@ def _say_table(rows: list[dict[str, str]]) -> None:
     for i, name in enumerate(rows[0]):
         table.add_column(name, no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(escape, row.values()))
     out.print(table)
 
 

@@ -72,12 +72,11 @@ def _transfer(explanation: Explanation) -> str:
         return f"Fitted: {name}, {_count(m, 'label')} of the target{also}{asked}."
     if not m or len({own.name == "target" for own in explanation.candidates}) < 2:  # nothing to compare
         return f"{decision.sentence[0].upper()}{decision.sentence[1:]}."
-    change = "as well with the sources as without" if abs(decision.gain) < 0.005 else (
-        f"{abs(decision.gain):.2f} nats {'better' if decision.gain > 0 else 'worse'} with the sources than without")  # fmt: skip
-    alone = f"the target alone weighs {percent_of(decision.target_weight)} of the mixture"
-    first = f"{'Transfer' if decision.transfer else 'Do not transfer'}: a label of the target is foreseen {change}; {alone}."
-    return first if decision.transfer or decision.target_weight > 0.995 else (
-        f"{first} Predictions are still those of the mixture; fit the target alone for none of the sources.")  # fmt: skip
+    change = (f"{abs(decision.gain):.2f} ± {decision.error:.2f} nats {'better' if decision.gain > 0 else 'worse'} with the sources "
+              "than without")  # fmt: skip
+    first = (f"{'Transfer' if decision.transfer else 'Do not transfer'}: a label of the target is foreseen {change}; "
+             f"the target alone weighs {percent_of(decision.target_weight)} of the mixture.")  # fmt: skip
+    return first if decision.transfer or decision.target_weight > 0.995 else f"{first} Predictions are those of the mixture all the same."
 
 
 def _accuracy(explanation: Explanation) -> list[str]:
@@ -118,7 +117,7 @@ def candidates(explanation: Explanation) -> list[dict[str, str]]:
             "candidate": name_of(own), "weight": percent_of(own.weight) if own.weight >= 5e-4 else "0 %",
             "log density": _number(own.density), "error": _number(own.foreseen.error),
             f"in {SAID}": NONE if math.isnan(own.foreseen.coverage(LEVEL)) else percent_of(own.foreseen.coverage(LEVEL)),
-            "correlation": lam,
+            "corr.": lam,
         })  # fmt: skip
     return found
 
