@@ -79,33 +79,39 @@ def softmax_by_hand(x: Tensor, d: int, b: Base, own: Attention) -> list[float]:
 
 
 class TestPairByPair:
-    def inner(self, name: str) -> Tensor:
-        """k_P between the rows of `places` from K_base alone: no coordinates."""
-        family, rows = FAMILIES[name], places()
-        assert isinstance(family, Embedded)
-        b, n = family.base, len(rows)
-        gram = NET.kernel("nngp", b.rows.X * RELEVANCE)
+    def weights(self, family: Embedded) -> Tensor:
+        """Those of the rows of `places`; less the share of each sample, for the centred form."""
+        rows, b = places(), family.base
         if family.attention is None:
             total = [b.weight[b.rows.domain == d].sum() for d in range(3)]
             W = [[float(b.weight[i] / total[int(d)]) if b.rows.domain[i] == d else 0.0 for i in range(len(b.rows))] for d in rows.domain]
         else:
-            W = [softmax_by_hand(rows.X[i], int(rows.domain[i]), b, family.attention) for i in range(n)]
-        share = b.weight / b.weight.sum()
-        W = torch.tensor(W, dtype=DOUBLE) - (share if family.form == "centred" else 0)
-        C = torch.stack([torch.stack([(W[i][:, None] * W[j] * gram).sum() for j in range(n)]) for i in range(n)])
+            W = [softmax_by_hand(rows.X[i], int(rows.domain[i]), b, family.attention) for i in range(len(rows))]
+        return torch.tensor(W, dtype=DOUBLE) - (b.weight / b.weight.sum() if family.form == "centred" else 0)
+
+    def inner(self, name: str) -> tuple[Tensor, Tensor]:
+        """k_P between the rows of `places` from K_base alone, and its tangent kernel from Theta_base: no coordinates."""
+        family = FAMILIES[name]
+        assert isinstance(family, Embedded)
+        W, pair, n = self.weights(family), NET.kernels(family.base.rows.X * RELEVANCE), len(places())
+        C, T = (torch.stack([torch.stack([(W[i][:, None] * W[j] * gram).sum() for j in range(n)]) for i in range(n)])
+                for gram in (pair.nngp, pair.ntk))  # fmt: skip
         c = C.diagonal()
         if family.form == "exponential":
-            return torch.exp(-(c[:, None] + c - 2 * C) / (2 * 0.6**2))
+            return torch.exp(-(c[:, None] + c - 2 * C) / (2 * 0.6**2)), torch.zeros(n, n, dtype=DOUBLE)
         C = C + 0.6**2 * (family.form == "centred")
-        return C / (C.diagonal()[:, None] * C.diagonal()).sqrt() if family.form in ("cosine", "centred") else C
+        norm = (C.diagonal()[:, None] * C.diagonal()).sqrt() if family.form in ("cosine", "centred") else 1.0
+        return C / norm, T / norm
 
     @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "correlation"])
     def test_embeddings(self, name: str):
-        close(FAMILIES[name].kernels(places(), places()).nngp, self.inner(name))
+        found, (k, theta) = FAMILIES[name].kernels(places(), places()), self.inner(name)
+        close(found.nngp, k)
+        close(found.ntk, theta)
 
     @pytest.mark.parametrize("name", ["cosine", "exponential, by row"])
     def test_the_whole_kernel(self, name: str):
-        rows, known = places(), self.inner(name)
+        rows, (known, _) = places(), self.inner(name)
         x = rows.X * RELEVANCE
         for i, j in ((0, 0), (0, 1), (2, 4), (4, 5), (0, 7), (6, 3)):
             k_x = NET.kernel("nngp", x[i][None], x[j][None])[0, 0]
