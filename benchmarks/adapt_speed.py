@@ -175,7 +175,9 @@ def main() -> None:
     columns, half = ["method", *(f"{n:,} rows" for n in sizes)], len(methods)
     record = Record(
         name="adapt_speed", title="Time of adaptation against rows",
-        command="python -m benchmarks.adapt_speed" + " --quick" * options.quick, complete=True, quick=options.quick, seeds=(0,), protocol={"columns": COLUMNS, "labels of the target": LABELS, "predicted": TEST, "threads": 1},
+        command="python -m benchmarks.adapt_speed" + " --quick" * options.quick, complete=True,
+        quick=options.quick, seeds=(0,),
+        protocol={"columns": COLUMNS, "labels of the target": LABELS, "predicted": TEST, "threads": 1},
         notes=("Processor seconds of fit and prediction. Errors: root mean square against the truth, over its deviation.",
                f"The {RESEARCH} is written from a description of it."),
         figures={"growth": grown, "evaluation": calls}, goals=goals,

@@ -67,6 +67,10 @@ class Domains(ABC):
     def diagonals(self, a: Rows) -> Pair:
         """The same of each row with itself."""
 
+    def correlation(self, a: Rows, b: Rows) -> Float[Tensor, "n m"]:
+        """k_P between rows alone."""
+        return self.kernels(a, b).nngp
+
 
 @dataclass(frozen=True)
 class Correlation(Domains):
@@ -179,23 +183,37 @@ class Embedded(Domains):
     def embed(self, a: Rows) -> tuple[Float[Tensor, "n r"], Float[Tensor, "n t"]]:
         """Coordinates whose inner products are k_P (distances, for the exponential form), and those of its tangent kernel."""
         W = self.weights(a)
-        h, t = W @ self.base.F, W @ self.base.T
+        h, norm = self._embed(W)
+        t = W @ self.base.T
         if self.form == "centred":
-            share = self.base.weight / self.base.weight.sum()
-            h, t = h - share @ self.base.F, t - share @ self.base.T
-            h = torch.cat([h, self._size.expand(len(h), 1)], 1)
-        if self.form in ("cosine", "centred"):
-            norm = h.norm(dim=1, keepdim=True)
-            h, t = h / norm, t / norm
-        return h, t
+            t = t - self._share @ self.base.T
+        return h, t / norm
+
+    def _embed(self, W: Float[Tensor, "n b"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "n 1"]]:
+        """The first of them, and what both are divided by."""
+        h = W @ self.base.F
+        if self.form == "centred":
+            h = torch.cat([h - self._share @ self.base.F, self._size.expand(len(h), 1)], 1)
+        norm = h.norm(dim=1, keepdim=True) if self.form in ("cosine", "centred") else h.new_ones(len(h), 1)
+        return h / norm, norm
+
+    @property
+    def _share(self) -> Float[Tensor, " b"]:
+        return self.base.weight / self.base.weight.sum()
 
     def kernels(self, a: Rows, b: Rows) -> Pair:
-        (h, t), (g, u) = self.embed(a), self.embed(b)
+        k = self.correlation(a, b)
+        if self.form == "exponential":
+            return Pair(k, torch.zeros_like(k))
+        return Pair(k, self.embed(a)[1] @ self.embed(b)[1].mT)
+
+    def correlation(self, a: Rows, b: Rows) -> Float[Tensor, "n m"]:
+        h = self._embed(self.weights(a))[0]
+        g = h if a is b else self._embed(self.weights(b))[0]
         if self.form != "exponential":
-            return Pair(h @ g.mT, t @ u.mT)
+            return h @ g.mT
         square = h.square().sum(1, keepdim=True) + g.square().sum(1) - 2 * h @ g.mT
-        k = torch.exp(-square.clamp_min(0) / (2 * self._size**2))
-        return Pair(k, torch.zeros_like(k))
+        return torch.exp(-square.clamp_min(0) / (2 * self._size**2))
 
     def diagonals(self, a: Rows) -> Pair:
         h, t = self.embed(a)
@@ -242,7 +260,7 @@ class DistributionKernel:
     def compose(self, k: Float[Tensor, "n m"], a: Rows, b: Rows) -> Float[Tensor, "n m"]:
         """K between rows, from k_X between them."""
         same = (a.domain[:, None] == b.domain).to(k)
-        return self.scale**2 * (k * self.domains.kernels(a, b).nngp + self.offset**2 * same)
+        return self.scale**2 * (k * self.domains.correlation(a, b) + self.offset**2 * same)
 
     def pair(self, a: Rows, b: Rows | None = None) -> Pair:
         """K and Theta between rows. The level of a domain is a parameter of the last layer: in Theta as it is in K."""
