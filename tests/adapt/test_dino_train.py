@@ -268,3 +268,16 @@ class TestEdges:
         assert isinstance(own, Trained)
         assert own.start is process
         assert not own.K.requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_agrees():
+    answers = []
+    for device in ("cpu", "cuda"):
+        given = shift(2)
+        given = replace(given, **{name: getattr(given, name).to(device) for name in ("X", "y", "domain", "weight")})
+        own = train(weighted(given, first_stage(frame(given), 1, SETTINGS), "centred", SETTINGS))
+        found = predict(own, NEW.to(device))
+        assert found.mean.device.type == own.residuals.device.type == device
+        answers.append(torch.cat([found.mean.flatten(), found.variance, own.residuals.flatten(), own.spread]).cpu())
+    close(*answers, 1e-5)

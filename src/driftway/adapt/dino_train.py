@@ -79,7 +79,7 @@ def train(start: Learned, *, rule: str = "cross_validation", time: float | int |
     pair, root = start.kernel.pair(rows), noise.sqrt()
     K = (pair.nngp if far is None else far.gram(start.kernel, rows)) / torch.outer(root, root)
     K.diagonal().add_(1)
-    Theta, y, held = pair.ntk / torch.outer(root, root), Y / root[:, None], torch.arange(len(root) - m, len(root))
+    Theta, y, held = pair.ntk / torch.outer(root, root), Y / root[:, None], torch.arange(len(root) - m, len(root), device=root.device)
     spectrum = eigendecompose(Theta)
     if time is not None:
         rule, t = "given", time if time == math.inf else real("time", time, least=0)
