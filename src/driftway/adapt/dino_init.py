@@ -7,7 +7,7 @@ Weights start uniform, where the process is that of fixed mean embeddings, and t
 free to fit twenty labels. Prediction is the posterior of the distribution kernel, for rows of the target.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from driftway.adapt.distribution_kernel import Base, Rows, base
 from driftway.adapt.learn import Family, Frame, Learned, attended, begin, canonical, correlated, learn
-from driftway.adapt.scale import Scale
+from driftway.adapt.scale import Scale, thin
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected, Network
 
@@ -68,6 +68,12 @@ def first_stage(rows: Frame, sources: int, settings: Settings, family: Family | 
     """All parameters at once."""
     return learn(rows, settings.network, family or correlated(sources), begin(rows, sources), kappa=settings.kappa,
                  strength=settings.strength, steps=settings.steps, scale=settings.scale)  # fmt: skip
+
+
+def parameters(rows: Frame, sources: int, settings: Settings) -> Learned:
+    """The first stage for the second: not conditioned on more rows than its parameters were learned on."""
+    few = first_stage(rows[thin(rows.rows.domain, settings.scale)], sources, settings)
+    return replace(few, frame=rows)
 
 
 def second_stage(stage: Learned, family: Family, settings: Settings) -> Learned:

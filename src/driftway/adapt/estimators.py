@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from driftway.adapt import dino_init, dino_train
-from driftway.adapt.dino_init import Prediction, Settings, base_samples, first_stage, second_stage
+from driftway.adapt.dino_init import Prediction, Settings, base_samples, first_stage, parameters, second_stage
 from driftway.adapt.distribution_kernel import FORMS, Rows
 from driftway.adapt.importance import METHODS
 from driftway.adapt.learn import Frame, Learned, canonical, constant, embedded, frame
@@ -285,7 +285,7 @@ class MeanEmbeddingGP(DomainRegressor):
         return replace(super()._settings(), base=count("base", self.base))
 
     def _learn(self, shift: Shift, settings: Settings) -> Learned:
-        first = first_stage(frame(shift), shift.sources, settings)
+        first = parameters(frame(shift), shift.sources, settings)
         return second_stage(first, embedded(base_samples(shift, first, settings), self.form), settings)
 
 
@@ -319,7 +319,7 @@ class DINOInitRegressor(MeanEmbeddingGP):
         return replace(super()._settings(), rank=count("rank", self.rank), pull=real("pull", self.pull, least=0))
 
     def _learn(self, shift: Shift, settings: Settings) -> Learned:
-        first = first_stage(frame(shift), shift.sources, settings)
+        first = parameters(frame(shift), shift.sources, settings)
         return dino_init.weighted(shift, first, self.form, settings)
 
 
