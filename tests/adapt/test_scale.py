@@ -16,6 +16,7 @@ from driftway.adapt.distribution_kernel import FORMS, Correlation, DistributionK
 from driftway.adapt.importance import importance_weights
 from driftway.adapt.joint import Joint, joint
 from driftway.adapt.learn import Learned, frame
+from driftway.adapt.likelihood import log_likelihood
 from driftway.adapt.scale import Far, Scale, condition, held, neighbours, summarise, thin
 from driftway.adapt.scale_features import channels, coordinates, inducing
 from driftway.adapt.scale_weights import weights_of_many
@@ -387,3 +388,22 @@ def test_importance_weights_of_many_rows_find_the_ratio() -> None:
     few = S[:300], T[:200]
     torch.testing.assert_close(weights_of_many(*few, seed=2), importance_weights(*few, seed=2))
     torch.testing.assert_close(weights_of_many(S, T, method="logistic"), importance_weights(S, T, method="logistic"))
+
+
+@pytest.mark.parametrize("target", [0, 1, 6])
+@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
+def test_the_gradient_in_closed_form_is_that_through_the_factor(target: int, kappa: float) -> None:
+    p, found = Problem(20, target), []
+    weight = torch.linspace(0.5, 2.0, 20 + target, dtype=DOUBLE)
+    counts = torch.tensor([kappa if target else 1.0] * 20 + [1.0] * target, dtype=DOUBLE)
+    for closed in (True, False):
+        K, noise = p.kernel.gram(p.rows).requires_grad_(), p.noise.clone().requires_grad_()
+        if closed:
+            value = log_likelihood(K, noise, p.y, target=target, weight=weight, kappa=kappa)
+        else:
+            value = joint(K, noise, p.y, target=target, weight=weight).log_likelihood(counts)
+        (3 * value).backward()
+        assert K.grad is not None
+        assert noise.grad is not None
+        found.append((value.detach(), (K.grad + K.grad.mT) / 2, noise.grad))
+    close(found[0], found[1], 1e-9)

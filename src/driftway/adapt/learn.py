@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftway.adapt.distribution_kernel import Attention, Base, Correlation, DistributionKernel, Domains, Embedded, Rows, uniform
-from driftway.adapt.joint import Joint, joint
+from driftway.adapt.joint import Joint
+from driftway.adapt.likelihood import log_likelihood
 from driftway.adapt.scale import AIMS, Far, Scale, condition, diagonal, thin
 from driftway.adapt.shift import Shift
 from driftway.checks import InputError
@@ -237,22 +238,16 @@ def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: 
         raw, frozen = {**raw, "offset": torch.full_like(raw["offset"], NEVER)}, (*frozen, "offset")
     prior = {**PRIOR, **family.prior}
     free = {name: value.clone().requires_grad_() for name, value in raw.items() if name in prior and name not in frozen and value.numel()}
-    counts = (rows.rows.domain == 0).to(rows.y)
-    counts = counts + (kappa if rows.target else 1.0) * (1 - counts)
     known = network.kernel("nngp", rows.rows.X * raw["relevance"].exp()) if "relevance" not in free else None
     calls = 0
 
-    def process(values: Raw) -> tuple[DistributionKernel, Tensor, Joint]:
+    def objective() -> Tensor:
+        values = {**raw, **free}
         own = kernel(network, family, values)
         K = own.gram(rows.rows) if known is None else own.compose(known, rows.rows, rows.rows)
         noise = values["noise"].exp()[rows.rows.domain] + FLOOR * (rows.weight @ K.diagonal()) / rows.weight.sum()
-        return own, noise / rows.weight, joint(K, noise, rows.y, target=rows.target, weight=rows.weight)
-
-    def objective() -> Tensor:
-        values = {**raw, **free}
-        _, _, found = process(values)
         misfit = sum((((values[name] - prior[name][0]) / prior[name][1]).square().sum() / 2 for name in free), rows.y.new_zeros(()))
-        return strength * misfit - found.log_likelihood(counts)
+        return strength * misfit - log_likelihood(K, noise, rows.y, target=rows.target, weight=rows.weight, kappa=kappa)
 
     optimizer = torch.optim.LBFGS(list(free.values()), lr=0.5, max_iter=steps, tolerance_change=1e-6, tolerance_grad=1e-4,
                                   line_search_fn="strong_wolfe") if free else None  # fmt: skip
