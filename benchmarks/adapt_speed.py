@@ -3,9 +3,10 @@
 Fit on n source rows and 50 labels of a target that differs in inputs and function, and prediction of 1,000 rows, one thread. Peers:
 scikit-learn's Gaussian process while it is feasible, and its gradient boosting, both on all rows, with the domain as a column.
 
-And the time of one evaluation of the objective with its gradient at n = 600, against a reconstruction of the research code: all kernels,
-those of the base samples included, computed by whole matrices with a graph, six layers, in float32, with explicit inverses. It is ours,
-written from a description; the code itself is not at hand.
+And the time of learning at n = 600, against a reconstruction of the research code: all kernels, those of the base samples included,
+computed by whole matrices with a graph, six layers, in float32, with explicit inverses, in every step of Adam. It is ours, written from a
+description; the code itself is not at hand. Which rows were its base samples is not known: both readings are timed. Ours are the two stages
+of DINO-INIT of six layers, in float64 with Cholesky factors, and as many steps are counted for the other as ours evaluate the objective.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from benchmarks.record import RESULTS, Goal, Record, Table, show, write
 from driftway import adapt
-from driftway.adapt.dino_init import Settings, base_samples, first_stage, second_stage
-from driftway.adapt.learn import attended, frame
+from driftway.adapt.dino_init import Settings, first_stage, weighted
+from driftway.adapt.learn import frame
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected
 
@@ -37,7 +37,8 @@ SIZES, LABELS, TEST, COLUMNS = (600, 2000, 5000, 20_000, 50_000, 200_000), 50, 1
 OURS = ("TransferGPRegressor", "DINOInitRegressor", "DINOTrainRegressor", "AutoTransferRegressor")
 GP, BOOSTING, MOST_GP = "GP, domain as a column", "boosting, domain as a column", 2000
 LINEAR = 20_000  # rows from which the time should grow like n
-RESEARCH, TIMES = "reconstruction of the research code", 10.0
+RESEARCH, TIMES, BASE = "reconstruction of the research code", 10.0, {"100 base samples of a domain": 100, "all rows as base samples": None}
+STAGES = ("DINOInitRegressor, all parameters", "DINOInitRegressor, weights of base samples")
 Rows = list[dict[str, Any]]
 
 
@@ -58,7 +59,7 @@ def fitted(name: str, X: np.ndarray, y: np.ndarray, domain: np.ndarray, test: np
     """Predictions of a method."""
     if name in OURS:
         return getattr(adapt, name)().fit(X, y, sample_domain=domain).predict(test)
-    kernel = ConstantKernel() * RBF(np.ones(COLUMNS + 1)) + WhiteKernel()
+    kernel = ConstantKernel() * RBF(np.ones(COLUMNS + 1)) + WhiteKernel()  # pyright: ignore[reportArgumentType] (one for each column)
     model: Any = GaussianProcessRegressor(kernel, normalize_y=True) if name == GP else HistGradientBoostingRegressor(random_state=0)
     known = np.c_[X, domain > 0]
     return model.fit(known, y).predict(np.c_[test, np.zeros(len(test))])
@@ -93,14 +94,15 @@ def nngp(X: Tensor, depth: int = 6) -> Tensor:
     return S
 
 
-def research(n: int, seed: int) -> Callable[[], None]:
-    """One evaluation with its gradient: kernel of rows and base samples anew, weights, explicit inverses."""
+def research(n: int, seed: int, most: int | None) -> Callable[[], None]:
+    """One step: kernel of rows and of base samples, at most so many of a domain, anew, weights, explicit inverses, gradient, Adam."""
     X, y, domain, _, _ = problem(n - LABELS, seed)
     rows, labels, source = torch.tensor(X, dtype=torch.float32), torch.tensor(y, dtype=torch.float32), torch.tensor(domain > 0)
-    bases = [rows[~source][:LABELS], rows[source][:100]]
+    bases = [rows[~source][:most], rows[source][:most]]
     phi = torch.randn(8, COLUMNS, generator=torch.Generator().manual_seed(seed)).div(3).requires_grad_()
     v = torch.zeros(2, 16, requires_grad=True)
     free = [phi, v, *(torch.zeros(()).requires_grad_() for _ in range(4))]
+    adam = torch.optim.Adam(free, lr=1e-3)
 
     def step() -> None:
         K, B = nngp(rows * free[2].exp()), nngp(torch.cat(bases))
@@ -117,33 +119,40 @@ def research(n: int, seed: int) -> Callable[[], None]:
         mean = K[t][:, s] @ inverse @ labels[s]
         C = K[t][:, t] + free[5].exp() * torch.eye(len(t)) - K[t][:, s] @ inverse @ K[s][:, t]
         r = labels[t] - mean
+        adam.zero_grad()
         (r @ torch.linalg.inv(C) @ r + torch.logdet(C)).backward()
+        adam.step()
 
     return step
 
 
-def ours(n: int, seed: int, depth: int = 6) -> Callable[[], int]:
-    """The second stage of DINO-INIT, in float64 and with Cholesky factors: it returns how often the objective was evaluated."""
+def ours(n: int, seed: int, depth: int = 6) -> list[tuple[str, float, int]]:
+    """Seconds of both stages of DINO-INIT, and how often they evaluated the objective."""
     X, y, domain, _, _ = problem(n - LABELS, seed)
     shift = Shift.from_domains(X, y, domain)
-    settings = Settings(network=FullyConnected(depth, "relu", w_std=2**0.5, b_std=0.3), steps=20)
-    first = first_stage(frame(shift), 1, replace(settings, steps=1))
-    family = attended(base_samples(shift, first, settings), "cosine", rank=8, pull=0.1)
-    return lambda: second_stage(first, family, settings).evaluations
+    rows, settings = frame(shift), Settings(FullyConnected(depth, "relu", w_std=2**0.5, b_std=0.3), rank=8)
+    began = time.process_time()
+    first = first_stage(rows, 1, settings)
+    between = time.process_time()
+    second = weighted(shift, first, "cosine", settings)
+    return [(STAGES[0], between - began, first.evaluations), (STAGES[1], time.process_time() - between, second.evaluations)]
 
 
-def evaluation(n: int, repeats: int) -> Rows:
-    """Seconds of one evaluation."""
-    rows: Rows = []
-    step, stage = research(n, 0), ours(n, 0)
-    step()
-    for name in (RESEARCH, "DINOInitRegressor"):
-        taken = []
-        for _ in range(repeats):
+def learning(n: int, repeats: int) -> Rows:
+    """Seconds of one evaluation, and of learning as long as ours does."""
+    stages = [ours(n, 0) for _ in range(repeats)]
+    calls, rows = sum(count for _, _, count in stages[0]), []
+    for place, name in enumerate(STAGES):
+        seconds = median(found[place][1] for found in stages)
+        rows.append({"method": name, "evaluations": stages[0][place][2], "one": seconds / stages[0][place][2], "all": seconds})
+    for name, most in BASE.items():
+        step, taken = research(n, 0, most), []
+        step()
+        for _ in range(4 * repeats):
             began = time.process_time()
-            calls = stage() if name != RESEARCH else max(len([step() for _ in range(5)]), 1)
-            taken.append((time.process_time() - began) / calls)
-        rows.append({"rows": n, "method": name, "seconds": median(taken)})
+            step()
+            taken.append(time.process_time() - began)
+        rows.append({"method": f"{RESEARCH}, {name}", "evaluations": calls, "one": median(taken), "all": calls * median(taken)})
     return rows
 
 
@@ -156,12 +165,15 @@ def main() -> None:
     threadpool_limits(1)
     warnings.simplefilter("ignore")
     sizes, methods = ((600,), (OURS[0], BOOSTING)) if options.quick else (SIZES, (*OURS, GP, BOOSTING))
-    calls, grown = evaluation(600, 1 if options.quick else 5), growth(sizes, methods)
-    one, other = (row["seconds"] for row in calls)
+    learned = learning(600, 1 if options.quick else 3)
+    grown = growth(sizes, methods)
     table = [[name, *(next((row[what] for row in grown if row["method"] == name and row["rows"] == n), None) for n in sizes)]
              for what in ("seconds", "error") for name in methods]  # fmt: skip
-    goals = [Goal(f"At n = 600, an evaluation takes at most a tenth of that of the {RESEARCH}", ["its seconds", "ours", "ratio", "verdict"],
-                  [[one, other, one / other, "met" if one >= TIMES * other else "not met"]])]  # fmt: skip
+    mine, checks = sum(row["all"] for row in learned[:2]), []
+    for row in learned[2:]:
+        checks.append([row["method"], row["all"], mine, row["all"] / mine, "met" if row["all"] >= TIMES * mine else "not met"])
+    goals = [Goal(f"At n = 600, DINO-INIT learns in a tenth of the time of the {RESEARCH}, for as many evaluations",
+                  ["against", "its seconds", "ours", "ratio", "verdict"], checks)]  # fmt: skip
     far = [n for n in sizes if n >= LINEAR]
     if len(far) > 1:
         checks = []
@@ -171,7 +183,7 @@ def main() -> None:
             checks.append([name, slope, "met" if slope <= 1.1 else "not met"])
         goals.append(Goal(f"From {LINEAR:,} rows on, time grows at most like n (slope of the logarithms 1.1 or less)",
                           ["method", "slope", "verdict"], checks))  # fmt: skip
-    spent = [[row["method"], row["seconds"]] for row in calls]
+    spent = [[row["method"], row["evaluations"], row["one"], row["all"]] for row in learned]
     columns, half = ["method", *(f"{n:,} rows" for n in sizes)], len(methods)
     record = Record(
         name="adapt_speed", title="Time of adaptation against rows",
@@ -179,10 +191,12 @@ def main() -> None:
         quick=options.quick, seeds=(0,),
         protocol={"columns": COLUMNS, "labels of the target": LABELS, "predicted": TEST, "threads": 1},
         notes=("Processor seconds of fit and prediction. Errors: root mean square against the truth, over its deviation.",
-               f"The {RESEARCH} is written from a description of it."),
-        figures={"growth": grown, "evaluation": calls}, goals=goals,
+               "Parameters are learned on 1,000 rows at most; up to 5,000 labelled rows all are then conditioned on (1,500 for trained "
+               "networks), and beyond, those far from the target are summarised by 1,000 features.",
+               f"The {RESEARCH} is written from a description of it. It is timed by the step, in float32; ours is in float64."),
+        figures={"growth": grown, "learning": learned}, goals=goals,
         tables=[Table("Seconds", columns, table[:half]), Table("Error", columns, table[half:]),
-                Table("One evaluation with its gradient, n = 600", ["method", "seconds"], spent)],
+                Table("Learning, n = 600", ["method", "evaluations", "seconds of one", "of all"], spent)],
     )  # fmt: skip
     write(record, options.json or (None if options.quick else RESULTS / "adapt_speed.json"))
     show(record)
