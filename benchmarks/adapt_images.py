@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks import alignment_peers as peers
 from benchmarks.alignment_peers import Rows
-from benchmarks.record import RESULTS, Goal, Record, Table, show, write
+from benchmarks.record import RESULTS, Goal, Record, Table, by_machine, here, show, write
 from benchmarks.shapes import DOMAINS, TARGETS, Sizes, Task, task
 from driftway import adapt
 from driftway.store import write_file
@@ -131,7 +131,7 @@ def cells(jobs: Sequence[Job], sizes: Sizes, *, cached: bool = True) -> Iterator
         path, key = CACHE / f"{method.replace(',', '').replace(' ', '-')}--{'-'.join(pair)}.json", f"{labels}-{seed}"
         known: dict[str, Cell] = json.loads(path.read_text(encoding="utf-8")) if cached and path.is_file() else {}
         if key not in known:
-            known[key] = measure(method, features(*pair, seed, sizes), labels, seed)
+            known[key] = {**measure(method, features(*pair, seed, sizes), labels, seed), "machine": here()}
             if cached:
                 write_file(path, (json.dumps(known) + "\n").encode())
         yield {"pair": title(pair), "labels": labels, "seed": seed, "method": method, **known[key]}
@@ -272,8 +272,8 @@ def main() -> None:
         print(f"{len(done)}/{len(jobs)} {own['pair']}, {own['labels']} labels, {own['method']}: {own.get('mae', own.get('failed'))}",
               file=sys.stderr, flush=True)  # fmt: skip
     rows = figures(done)
-    record = replace(record, notes=(*NOTES, *failures(done)), complete=True, figures={"methods": rows}, tables=tables(rows),
-                     goals=goals(rows))  # fmt: skip
+    record = replace(record, notes=(*NOTES, by_machine(done), *failures(done)), complete=True, figures={"methods": rows},
+                     tables=tables(rows), goals=goals(rows))  # fmt: skip
     write(record, path)
     show(record)
 

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -118,6 +119,16 @@ def machine() -> dict[str, Any]:
     model = named[0] if named else platform.processor() or platform.machine()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system(), "load": load}
+
+
+def here() -> str:
+    """The processor and torch, for a cell that other machines may do as well."""
+    return f"{machine()['cpu']}, torch {torch.__version__}"
+
+
+def by_machine(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many cells each machine did."""
+    return "Cells by machine: " + "; ".join(f"{n} on {name}" for name, n in Counter(own["machine"] for own in found).most_common()) + "."
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.record import machine
+from benchmarks.record import here
 from benchmarks.texts import Task, task
 from driftway.finetune.language import LanguageModel, load_language_model, with_lora
 from driftway.finetune.probe import find_stop, problem
@@ -173,7 +173,7 @@ def cell(name: str, mode: str, seed: int, *, n: int = N, model: Path, label: str
              "classes": work.classes, "curve": recorder.curve, "rules": watched.found, "clock": watched.times,
              "path": watched.path, "drifts": watched.drifts, "kernel_seconds": watched.seconds}  # fmt: skip
     found["seconds"] = time.perf_counter() - began
-    found["machine"] = f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else machine()['cpu']}, torch {torch.__version__}"
+    found["machine"] = f"{torch.cuda.get_device_name()}, torch {torch.__version__}" if DEVICE == "cuda" else here()
     if peer:
         found["peer"] = early_stopping(work, mode, seed, lr, epochs, model)
     write_file(path, (json.dumps(found) + "\n").encode())

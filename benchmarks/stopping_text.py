@@ -10,7 +10,6 @@ import argparse
 import subprocess
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ import torch
 import transformers
 
 from benchmarks import stopping_cells as how
-from benchmarks.record import RESULTS, Goal, Record, Table, show, write
+from benchmarks.record import RESULTS, Goal, Record, Table, by_machine, show, write
 from benchmarks.stopping_cells import EPOCHS, HELD, MODES, PEER, RATES, RULES, SPLITS, TEST, N, cell, default_stop, hindsight, read
 from benchmarks.texts import TASKS, TITLES
 
@@ -82,11 +81,6 @@ def figures(found: Sequence[Mapping[str, Any]]) -> Rows:
         rows.append({**base, "rule": PEER, "step": peer["steps"], "rows": round((1 - HELD) * own["n"]), "loss": peer["loss"],
                      "error": peer["error"], "predicted": None})  # fmt: skip
     return rows
-
-
-def by_machine(found: Sequence[Mapping[str, Any]]) -> str:
-    """How many cells each machine did."""
-    return "Cells by machine: " + "; ".join(f"{n} on {name}" for name, n in Counter(own["machine"] for own in found).most_common()) + "."
 
 
 def over(rows: Rows, rule: str, name: str, **where: Any) -> float:
