@@ -10,6 +10,7 @@ import torch
 from benchmarks import adapt_images, alignment_peers, shapes
 from benchmarks.adapt_images import ALIGNED, AUTO, DINO, TARGET, cells, figures, goals, measure, plan, scores, tables
 from benchmarks.alignment_peers import RSD, DareGram, Rows, adapt, choose, coral, inverse, rank, ridge, spectrum
+from benchmarks.record import here
 from benchmarks.shapes import DOMAINS, SUB, R, Sizes, covered, render, waves
 from driftway.checks import InputError
 from driftway.transport.stream import generator
@@ -266,4 +267,4 @@ def test_cells_are_read_back(tmp_path, monkeypatch):
     first, again = list(cells(jobs, Sizes())), list(cells(jobs, Sizes()))
     assert first == again
     assert len(calls) == 2
-    assert first[0] == {"pair": "colour to noise", "labels": 20, "seed": 0, "method": "RSD", "mae": 0.1}
+    assert first[0] == {"pair": "colour to noise", "labels": 20, "seed": 0, "method": "RSD", "mae": 0.1, "machine": here()}
