@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.record import RESULTS, Goal, Record, Table, show, write
 from driftway import adapt
 from driftway.adapt.dino_init import Settings, first_stage, weighted
-from driftway.adapt.learn import frame
+from driftway.adapt.frame import frame
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected
 

@@ -10,7 +10,8 @@ from driftway import adapt
 from driftway.adapt.dino_init import Settings, first_stage
 from driftway.adapt.dino_train import train
 from driftway.adapt.estimators import DomainRegressor
-from driftway.adapt.learn import constant, frame
+from driftway.adapt.family import constant
+from driftway.adapt.frame import frame
 from driftway.adapt.scale import Scale
 
 CLASSES = tuple(made for made in vars(adapt).values() if isinstance(made, type) and issubclass(made, DomainRegressor))

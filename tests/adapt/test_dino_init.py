@@ -18,8 +18,10 @@ from driftway.adapt.dino_init import (
     weighted,
 )
 from driftway.adapt.distribution_kernel import FORMS, Correlation, Domains, Embedded, Rows
+from driftway.adapt.family import constant, embedded
+from driftway.adapt.frame import frame
 from driftway.adapt.joint import joint
-from driftway.adapt.learn import Learned, begin, constant, embedded, frame, learn
+from driftway.adapt.learn import Learned, begin, learn
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from driftway.adapt.dino_init import Settings, at_target, first_stage, weighted
 from driftway.adapt.dino_train import FOLDS, LEAST, Trained, covariance, predict, train
 from driftway.adapt.distribution_kernel import Rows
+from driftway.adapt.frame import Frame, frame
 from driftway.adapt.joint import joint
-from driftway.adapt.learn import Frame, Learned, frame
+from driftway.adapt.learn import Learned
 from driftway.adapt.shift import Shift
 from driftway.checks import InputError
 from driftway.kernels import FullyConnected

@@ -28,7 +28,7 @@ from driftway.adapt import (
     TransferGPRegressor,
     importance_weights,
 )
-from driftway.adapt.learn import canonical, frame
+from driftway.adapt.frame import canonical, frame
 from driftway.checks import InputError
 
 SMALL: dict[str, Any] = {"depth": 1, "max_iter": 6}

@@ -9,22 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 from driftway.adapt.distribution_kernel import FORMS, Base, Correlation, DistributionKernel, Embedded, Rows, base
-from driftway.adapt.learn import (
-    FLOOR,
-    PRIOR,
-    Family,
-    Frame,
-    Learned,
-    attended,
-    begin,
-    canonical,
-    constant,
-    correlated,
-    embedded,
-    frame,
-    kernel,
-    learn,
-)
+from driftway.adapt.family import Family, attended, constant, correlated, embedded
+from driftway.adapt.frame import Frame, canonical, frame
+from driftway.adapt.learn import FLOOR, PRIOR, Learned, begin, kernel, learn
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected
 

@@ -13,9 +13,10 @@ from driftway import adapt
 from driftway.adapt import dino_init, dino_train, scale, scale_weights
 from driftway.adapt.dino_init import Settings, base_samples, first_stage
 from driftway.adapt.distribution_kernel import FORMS, Correlation, DistributionKernel, Embedded, Rows
+from driftway.adapt.frame import frame
 from driftway.adapt.importance import importance_weights
 from driftway.adapt.joint import Joint, joint
-from driftway.adapt.learn import Learned, frame
+from driftway.adapt.learn import Learned
 from driftway.adapt.likelihood import log_likelihood
 from driftway.adapt.scale import Far, Scale, condition, held, neighbours, summarise, thin
 from driftway.adapt.scale_features import channels, coordinates, inducing

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from driftway.adapt import dino_init, dino_train
 from driftway.adapt.dino_init import Settings, first_stage
-from driftway.adapt.learn import frame
+from driftway.adapt.frame import frame
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import ALPHA, PROCESSES, candidate, candidates, densities, stack
 from driftway.kernels import FullyConnected

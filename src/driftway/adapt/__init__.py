@@ -13,6 +13,8 @@ from driftway.adapt.estimators import (
 )
 from driftway.adapt.estimators_auto import AutoTransferRegressor, Decision
 from driftway.adapt.estimators_scoring import CircularScorer, DEVScorer, ImportanceWeightedScorer
+from driftway.adapt.explain import Explanation, explain
+from driftway.adapt.folder import load, save
 from driftway.adapt.importance import effective_sample_size, importance_weights
 from driftway.adapt.network import DistributionNetwork
 from driftway.adapt.shift import Shift
@@ -32,6 +34,7 @@ __all__ = [
     "DistributionKernel",
     "DistributionNetwork",
     "Embedded",
+    "Explanation",
     "ImportanceWeightedScorer",
     "MeanEmbeddingGP",
     "PooledGP",
@@ -44,8 +47,11 @@ __all__ = [
     "circular_validation",
     "deep_embedded_validation",
     "effective_sample_size",
+    "explain",
     "importance_weighted_cv",
     "importance_weights",
+    "load",
+    "save",
     "step_size",
     "train",
 ]

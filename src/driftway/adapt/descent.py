@@ -5,6 +5,8 @@
 Step k is the time t = k lr. At infinite width and c = 1, f_t is that of `kernels.gradient_flow` with the kernel Theta (K, where the readout
 alone is trained), the start f_0 and the ridge s (Lee et al., 2019, eq. 8-11). Noise of variance s_i in row i is c_i = 1/s_i with s = 1.
 f_0 is random and stays in f: the mean over networks is the prediction, and their spread its uncertainty.
+
+Equation (A12): docs/derivations/adapt.md.
 """
 
 from collections.abc import Iterator

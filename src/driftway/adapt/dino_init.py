@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from driftway.adapt.distribution_kernel import Base, Rows, base
-from driftway.adapt.learn import Family, Frame, Learned, attended, begin, canonical, correlated, learn
+from driftway.adapt.family import Family, attended, correlated
+from driftway.adapt.frame import Frame, canonical
+from driftway.adapt.learn import Learned, begin, learn
 from driftway.adapt.scale import Scale, thin
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected, Network

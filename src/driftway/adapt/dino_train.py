@@ -13,6 +13,8 @@ by default cross-validation of the time inside the kernel, in which only labelle
 
 Many rows are not all trained on. Given those that are far from the target (scale.py), the last layer makes f_0 ~ N(m, K~ B), and the flow
 is that of the near rows, on Y - m, with the same Theta: pretraining, and fine-tuning of all layers.
+
+Equations (A18), (A19), (A20), (A38): docs/derivations/adapt.md.
 """
 
 import math

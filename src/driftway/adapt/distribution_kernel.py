@@ -22,6 +22,8 @@ As N grows, f(x, P) = N^(-1/2) sum_j a_j g_j(x) h_j(P), with g and h two network
 covariance, and the tangent kernel (network.py)
 
     Theta = K_g K_h + Theta_g K_h + K_g Theta_h,    Theta_h = w^T Theta_base w'          readout + product rule
+
+Equations (A2), (A3), (A4), (A5), (A6): docs/derivations/adapt.md.
 """
 
 from abc import ABC, abstractmethod

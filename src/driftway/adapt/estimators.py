@@ -27,12 +27,16 @@ from torch import Tensor
 from driftway.adapt import dino_init, dino_train
 from driftway.adapt.dino_init import Prediction, Settings, base_samples, first_stage, parameters, second_stage
 from driftway.adapt.distribution_kernel import FORMS, Rows
+from driftway.adapt.family import constant, embedded
+from driftway.adapt.frame import Frame, canonical, frame
 from driftway.adapt.importance import METHODS
-from driftway.adapt.learn import Frame, Learned, canonical, constant, embedded, frame
+from driftway.adapt.intake import as_array
+from driftway.adapt.learn import Learned
 from driftway.adapt.scale import Scale
 from driftway.adapt.scale_weights import weights_of_many
 from driftway.adapt.shift import Shift
-from driftway.checks import choice, count, real, require
+from driftway.checks import choice, count, moderate, real, require
+from driftway.checks import seed as checked_seed
 from driftway.kernels import FullyConnected
 from driftway.stopping.stop import ALONE
 
@@ -72,6 +76,8 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         self.approximation = approximation
         self.features = features
 
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
     def fit(self, X: Any, y: Any, sample_domain: Any = None, sample_weight: Any = None) -> Any:
         """Fit on the rows of all domains.
 
@@ -107,7 +113,8 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         require(not (return_std and return_cov), "return_std", expected="one of return_std and return_cov", got="both",
                 cure="call predict twice")  # fmt: skip
-        rows = torch.tensor(validate_data(self, X, reset=False, dtype=np.float64))
+        rows = torch.tensor(validate_data(self, as_array("X", X), reset=False, dtype=np.float64))
+        moderate("X", rows)
         if return_cov:
             mean, cov = self._covariance(rows)
             return self._shaped(mean, X), (cov[..., 0] if self.shift_.flat else cov).cpu().numpy()
@@ -127,7 +134,8 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
 
     def _shift(self, X: Any, y: Any, sample_domain: Any, sample_weight: Any) -> Shift:
         self._pandas, self._names = hasattr(y, "iloc"), getattr(y, "columns", getattr(y, "name", None))
-        rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        rows = validate_data(self, as_array("X", X), dtype=np.float64, ensure_min_samples=2)
+        y = as_array("y", y)
         require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
         if np.asarray(y).dtype == object:
             try:
@@ -144,7 +152,7 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         weight = real("source_weight", self.source_weight, least=0)
         require(weight <= 1, "source_weight", expected="a number from 0 to 1", got=weight, cure="pass 1 to count sources in full")
         network = FullyConnected(count("depth", self.depth, least=0), self.activation, w_std=2**0.5, b_std=0.3)
-        seed = count("random_state", self.random_state, least=0)
+        seed = checked_seed("random_state", self.random_state)
         scale = Scale(self.approximation, count("features", self.features), seed=seed)
         return Settings(network=network, kappa=weight, steps=count("max_iter", self.max_iter), seed=seed, scale=scale)
 
@@ -252,6 +260,9 @@ class ReweightedGP(DomainRegressor):
         return super()._settings()
 
     def _learn(self, shift: Shift, settings: Settings) -> Learned:
+        for d in range(shift.sources + 1):
+            require(len(shift.rows(d)) >= 2, "X", expected="2 rows or more in every domain, to compare their laws",
+                    got=f"one in domain {shift.codes[d]}", cure="give it more, with or without labels, or fit a PooledGP")  # fmt: skip
         scaled, weight = frame(shift).standard(shift.X), shift.weight.clone()
         target, *sources = (rows[canonical(shift.X[rows])] for rows in map(shift.rows, range(shift.sources + 1)))
         for own in sources:

@@ -1,4 +1,7 @@
-"""The estimator that chooses: transfer as much as the target's labels support, or not at all."""
+"""The estimator that chooses: transfer as much as the target's labels support, or not at all.
+
+Equations (A22), (A23): docs/derivations/adapt.md.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +14,7 @@ from driftway.adapt.estimators import DomainRegressor, moments
 from driftway.adapt.learn import Learned
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import PROCESSES, Candidate, candidates, densities, stack
-from driftway.checks import choice, count, real, require
+from driftway.checks import choice, count, kind, real, require
 
 COMBINE = ("stack", "best")
 
@@ -45,7 +48,7 @@ class AutoTransferRegressor(DomainRegressor):
     Args:
         candidates: of target, pooled, linear (transfer, without hidden layers), transfer and dino.
         combine: stack, a mixture; or best, the one that foresees best.
-        trained: whether the trained network of each but linear is a candidate too.
+        trained: whether the trained network of each but linear is a candidate too; dino in the exponential form has none.
         form: of the domain kernel of dino: product, cosine, centred or exponential.
         base: base samples of each domain, at most.
         rank: features of a row that its weights are made from.
@@ -55,6 +58,8 @@ class AutoTransferRegressor(DomainRegressor):
         source_weight: how much the likelihood of the sources counts in learning, from 0 to 1.
         max_iter: quasi-Newton steps.
         random_state: seed of whatever is drawn.
+        approximation: exact, inducing, features, or auto: exact up to 5,000 labelled rows, then inducing (scale.py).
+        features: that rows far from the target are summarised by.
 
     Attributes:
         candidates_: what was fitted.
@@ -63,8 +68,9 @@ class AutoTransferRegressor(DomainRegressor):
     """
 
     def __init__(self, candidates=PROCESSES, combine="stack", trained=True, form="cosine", base=100, rank=4, pull=0.1, depth=2,
-                 activation="relu", source_weight=0.3, max_iter=40, random_state=0):  # fmt: skip
-        super().__init__(depth, activation, source_weight, max_iter, random_state)
+                 activation="relu", source_weight=0.3, max_iter=40, random_state=0, approximation="auto",
+                 features=1000):  # fmt: skip
+        super().__init__(depth, activation, source_weight, max_iter, random_state, approximation, features)
         self.candidates = candidates
         self.combine = combine
         self.trained = trained
@@ -76,6 +82,7 @@ class AutoTransferRegressor(DomainRegressor):
     def _settings(self) -> Settings:
         choice("combine", self.combine, COMBINE)
         choice("form", self.form, FORMS)
+        kind("trained", self.trained, bool, "True or False")
         several = isinstance(self.candidates, list | tuple) and len(self.candidates) > 0
         require(several, "candidates", expected="a list of names", got=repr(self.candidates), cure=f"pass some of {PROCESSES}")
         for name in self.candidates:

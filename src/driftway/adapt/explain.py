@@ -8,6 +8,8 @@ multiplied by their relevance:
 part is what lies between the domains of all variation of the rows in feature space, from 0 to 1. The test of equal laws is that of Gretton
 et al. (2012). The relevance was learned from these rows: the test is of the rows as the estimator sees them. Weights p_T/p_S of source
 rows have the effective size (sum w)^2 / sum w^2: where it is a small part of the rows, few of them look like the target.
+
+Equations (A28), (A32): docs/derivations/adapt.md.
 """
 
 import math
@@ -22,9 +24,9 @@ from torch import Tensor
 from driftway.adapt.distribution_kernel import DistributionKernel
 from driftway.adapt.estimators import DomainRegressor, between
 from driftway.adapt.estimators_auto import Decision
+from driftway.adapt.frame import canonical
 from driftway.adapt.importance import effective_sample_size, importance_weights
 from driftway.adapt.influence import Foreseen, foreseen, influence, mixed
-from driftway.adapt.learn import canonical
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import Candidate, candidate
 from driftway.checks import count, require

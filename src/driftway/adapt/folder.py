@@ -26,7 +26,9 @@ from driftway.adapt import estimators, estimators_auto
 from driftway.adapt.dino_train import Trained, train
 from driftway.adapt.distribution_kernel import FORMS, Attention, Correlation, Domains, Embedded, Rows, base
 from driftway.adapt.estimators import DomainRegressor
-from driftway.adapt.learn import Family, Frame, Learned, learn
+from driftway.adapt.family import Family
+from driftway.adapt.frame import Frame
+from driftway.adapt.learn import Learned, learn
 from driftway.adapt.scale import TRAINED, Scale, held
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import Candidate, candidate

@@ -20,6 +20,8 @@ in closed form for all l at once from the eigenvectors of K_SS (the same, sectio
 
 Relative weights r = w / (alpha w + 1 - alpha), the ratio to the mixture alpha p_T + (1 - alpha) p_S, are at most 1 / alpha (Yamada et al.,
 2011). Columns are scaled to unit variance over both samples. All is done in float64.
+
+Equations (A24), (A25), (A26), (A27), (A28): docs/derivations/adapt.md.
 """
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from driftway.adapt.intake import check_finite, read_table
 from driftway.checks import choice, real, require
+from driftway.checks import seed as checked_seed
 from driftway.kernels import Gaussian, median_bandwidth
 from driftway.kernels.memory import require_memory
 from driftway.linalg import cholesky
@@ -59,10 +62,11 @@ def importance_weights(X_source: object, X_target: object, *, method: str = "kul
         InputError: if an argument cannot be used, or the Gram matrices do not fit into memory.
     """
     choice("method", method, METHODS)
+    seed = checked_seed("seed", seed)
     S, T = _scaled(X_source, X_target)
     alpha = real("alpha", alpha, least=0.0)
     require(alpha < 1, "alpha", expected="a number in [0, 1)", got=alpha, cure="pass alpha=0.1, or 0 for the ratio itself")
-    width = None if width is None else real("width", width, least=0.0, strict=True)
+    width = None if width is None else real("width", width, least=1e-6)
     ridge = None if ridge is None else real("ridge", ridge, least=0.0, strict=True)
     if method == "logistic":
         w = _logistic(S, T, ridge or 1 / (len(S) + len(T)))
@@ -106,6 +110,7 @@ def _scaled(X_source: object, X_target: object) -> tuple[Tensor, Tensor]:
     require(S.shape[1] == T.shape[1], "X_target", expected=f"{S.shape[1]} columns, as X_source has", got=T.shape[1],
             cure="give both the same columns in the same order")  # fmt: skip
     both = torch.cat([S, T.to(S.device)])
+    both = both / both.abs().amax(0).clamp_min(torch.finfo(both.dtype).tiny)  # squares of the smallest would be zero
     spread = both.std(0)
     both = (both - both.mean(0)) / torch.where(spread > 1e-12 * both.abs().amax(0), spread, 1.0)
     return both[: len(S)], both[len(S) :]

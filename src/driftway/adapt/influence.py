@@ -11,6 +11,8 @@ and, with many rows (scale.py), H = W at the near rows N, and at the others (phi
 
 A label is foreseen from all others, with parameters held; by trained networks from all but those of its fold. Mean and variance are those
 of the mixture. An interval of level p should hold a part p of the labels.
+
+Equations (A33), (A37): docs/derivations/adapt.md.
 """
 
 import math
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from driftway.adapt.dino_init import at_target
 from driftway.adapt.dino_train import Trained
-from driftway.adapt.learn import Frame, canonical
+from driftway.adapt.frame import Frame, canonical
 from driftway.adapt.scale import held
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import Candidate

@@ -1,5 +1,6 @@
 """What users pass as arrays, as float64 tensors: tables, targets, codes of domains, weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from driftway.checks import InputError, require
+from driftway.checks import InputError, moderate, numbers, require
+
+SMALL = 1e-150
 
 
 def read_numbers(argument: str, value: Any, missing: str) -> Tensor:
@@ -29,15 +32,15 @@ def read_numbers(argument: str, value: Any, missing: str) -> Tensor:
                 cure="encode them first, e.g. OneHotEncoder in a ColumnTransformer")  # fmt: skip
         value = value.to_numpy(dtype=np.float64, na_value=np.nan)
     if isinstance(value, Tensor):
-        require(not value.dtype.is_complex, argument, expected=expected, got=f"dtype {value.dtype}", cure=cure)
-        return value.detach().to(torch.float64, copy=True)
+        return numbers(argument, value).detach().to(torch.float64, copy=True)
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
     try:
         array = np.asarray(value)
     except ValueError:
         raise InputError(argument, expected=expected, got="rows of different lengths", cure="give every row the same columns") from None
-    require(array.dtype.kind in "biuf", argument, expected=expected, got=f"dtype {array.dtype}", cure=cure)
+    got = f"dtype {array.dtype}" if array.ndim else type(value).__name__
+    require(array.dtype.kind in "biuf", argument, expected=expected, got=got, cure=cure)
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
@@ -54,7 +57,7 @@ def read_table(argument: str, value: Any) -> tuple[Tensor, tuple[str, ...]]:
     return x, tuple(map(str, value.columns)) if isinstance(value, pd.DataFrame) else ()
 
 
-def check_finite(argument: str, x: Tensor, names: tuple[str, ...]) -> None:
+def check_finite(argument: str, x: Tensor, names: Sequence[str]) -> None:
     """Refuse a NaN or infinite entry, naming row and column.
 
     Raises:
@@ -65,6 +68,34 @@ def check_finite(argument: str, x: Tensor, names: tuple[str, ...]) -> None:
         row, column = bad.nonzero()[0].tolist()
         raise InputError(argument, expected="finite numbers", got=f"{x[row, column].item()} at row {row}, column {names[column]} "
                          f"({int(bad.sum())} such entries)", cure="drop or fill the missing entries")  # fmt: skip
+    _sized(argument, x, names)
+
+
+def _sized(argument: str, x: Tensor, names: Sequence[str], *, power: int = 2) -> None:
+    """Refuse columns whose squares overflow, or vanish."""
+    moderate(argument, x, power=power)
+    most = x.abs().nan_to_num(0.0).amax(0)
+    odd = ((most > 0) & (most < SMALL)).nonzero()[:, 0].tolist()
+    j = odd[0] if odd else 0
+    require(not odd, argument, expected=f"numbers that are not below {SMALL:g} in size throughout a column, as their squares are lost",
+            got=f"{float(most[j]):.3g} at most in column {names[j]}", cure="multiply the column by a number")  # fmt: skip
+
+
+def as_array(argument: str, value: Any) -> Any:
+    """A tensor as an array; all else as it is, but for what scikit-learn would take for numbers: dates, records, masked entries.
+
+    Raises:
+        InputError: if it is one of these, or a tensor on another device.
+    """
+    if isinstance(value, Tensor):
+        x = numbers(argument, value).detach()
+        require(x.device.type == "cpu", argument, expected="an array, or a tensor in main memory", got=f"a tensor on {x.device}",
+                cure=f"pass {argument}.cpu()")  # fmt: skip
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    odd = getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M", "V") or np.ma.is_masked(value)
+    require(not odd, argument, expected="an array of real numbers", got="masked entries" if np.ma.is_masked(value) else
+            f"dtype {getattr(value, 'dtype', '')}", cure="convert it to floats")  # fmt: skip
+    return value
 
 
 def read_targets(argument: str, value: Any) -> Tensor:
@@ -76,6 +107,9 @@ def read_targets(argument: str, value: Any) -> Tensor:
     y = read_numbers(argument, value, ", with NaN for a missing label")
     require(y.ndim in (1, 2) and y.shape[1:] != (0,), argument, expected="shape (n,) or (n, k)", got=f"shape {tuple(y.shape)}",
             cure="pass one row of targets for each row of X")  # fmt: skip
+    require(y.numel() > 0, argument, expected="at least one row", got=f"shape {tuple(y.shape)}", cure="pass one target for each row of X")
+    outputs = y[:, None] if y.ndim == 1 else y
+    _sized(argument, outputs.where(outputs.isfinite(), 0.0), [str(j) for j in range(outputs.shape[1])], power=4)
     bad = y.isinf().reshape(len(y), -1).any(1).nonzero()[:, 0].tolist()
     require(not bad, argument, expected="finite numbers, or NaN for a missing label", got=f"inf at row {bad[0] if bad else 0}",
             cure="drop these rows, or write NaN")  # fmt: skip
@@ -93,7 +127,7 @@ def read_codes(sample_domain: Any, n: int, device: torch.device) -> tuple[Tensor
     code = read_numbers(name, sample_domain, "").cpu()
     require(code.shape == (n,), name, expected=f"shape ({n},), one code for each row of X", got=f"shape {tuple(code.shape)}",
             cure="pass one code for each row")  # fmt: skip
-    odd = (~code.isfinite() | (code != code.round()) | (code == 0)).nonzero()[:, 0].tolist()
+    odd = (~code.isfinite() | (code != code.round()) | (code == 0) | (code.abs() > 2**53)).nonzero()[:, 0].tolist()
     row = odd[0] if odd else 0
     require(not odd and not boolean, name, expected="whole numbers other than 0",
             got="booleans" if boolean else f"{code[row].item():g} at row {row}",

@@ -14,6 +14,8 @@ A row of weight w stands for w rows with the same label: one row whose noise has
 (2 pi s)^(-(w-1)/2) w^(-1/2) |B|^(-(w-1)/2), by output. B is (Z'Z + nu I) / (sum w + nu): the posterior mode under a prior worth nu rows,
 for targets of unit variance. log p(Y_t | Y_s) is what transfer is judged by (Cao et al., 2010): mu_t = K_ts S_ss^-1 y_s and
 C_t = S_tt - K_ts S_ss^-1 K_st are what elimination leaves. All solves are in float64.
+
+Equations (A13), (A14), (A15), (A16): docs/derivations/adapt.md.
 """
 
 import math

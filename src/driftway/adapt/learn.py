@@ -1,170 +1,43 @@
-"""From a shift to the parameters of its kernel: what is standardised, what is learned, and under which prior.
+"""From a shift to the parameters of its kernel: what is learned, and under which prior.
 
 Learned are the relevance of every column (what it is multiplied by), the scale s and level o of the kernel, the noise of every domain,
 and what a `Family` of domain kernels k_P adds. All are found at once, by maximum a posteriori,
 
     log p(Y_t | Y_s) + kappa log p(Y_s) + log prior,
 
-with quasi-Newton steps (L-BFGS). The likelihood of the sources is tempered by kappa (a power prior: Ibrahim and Chen, 2000). With kappa = 1
-it is that of all rows. Twenty labels do not determine d columns, and with kappa = 0, as in the adaptive transfer process, they overfit;
-the sources determine them, and no longer those of the target when these differ. Parameters are logarithms with normal priors.
+with quasi-Newton steps (L-BFGS of scipy: that of torch loads torch's compiler at its first step, which takes seconds). The likelihood of
+the sources is tempered by kappa (a power prior: Ibrahim and Chen, 2000). With kappa = 1 it is that of all rows. Twenty labels do not
+determine d columns, and with kappa = 0, as in the adaptive transfer process, they overfit; the sources determine them, and no longer
+those of the target when these differ. Parameters are logarithms with normal priors.
+
+Equation (A17): docs/derivations/adapt.md.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from scipy.optimize import minimize
 from torch import Tensor
 
-from driftway.adapt.distribution_kernel import Attention, Base, Correlation, DistributionKernel, Domains, Embedded, Rows, uniform
+from driftway.adapt.distribution_kernel import DistributionKernel, Rows
+from driftway.adapt.family import Family, Prior, Raw
+from driftway.adapt.frame import Frame
 from driftway.adapt.joint import Joint
 from driftway.adapt.likelihood import log_likelihood
-from driftway.adapt.scale import AIMS, Far, Scale, condition, diagonal, thin
-from driftway.adapt.shift import Shift
+from driftway.adapt.scale import Far, Scale, condition, diagonal, thin
 from driftway.checks import InputError
 from driftway.kernels import Network
 
 Singular = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
-Raw = dict[str, Tensor]
-Prior = Mapping[str, tuple[float, float]]
 # Mean and standard deviation of logarithms.
 PRIOR: Prior = {"noise": (math.log(0.1), 2.0), "relevance": (0.0, 0.6), "scale": (0.0, 1.0), "offset": (-1.0, 1.0)}
 FLOOR = 1e-6  # of the noise, as a part of the mean diagonal
 STEPS = 60
 NEVER = -30.0  # the logarithm of nothing
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The labelled rows of a shift as the kernel sees them: sources first, then the target, in order of the domains.
-
-    Attributes:
-        rows: standardised inputs, and domains.
-        y: standardised targets.
-        weight: sample weights.
-        target: m, the labelled rows of the target.
-        x_mean: of the columns, over all rows.
-        x_scale: their standard deviations; 1 for a constant column.
-        y_mean: of the outputs, over labelled rows.
-        y_scale: likewise.
-        aim: inputs of rows of the target, labelled or not, at most 500.
-    """
-
-    rows: Rows
-    y: Float[Tensor, "n k"]
-    weight: Float[Tensor, " n"]
-    target: int
-    x_mean: Float[Tensor, " d"]
-    x_scale: Float[Tensor, " d"]
-    y_mean: Float[Tensor, " k"]
-    y_scale: Float[Tensor, " k"]
-    aim: Float[Tensor, "t columns"] = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.float64))
-
-    def __getitem__(self, index: Int[Tensor, " r"]) -> "Frame":
-        """Some of the rows, in the same units."""
-        rows = self.rows[index]
-        return replace(self, rows=rows, y=self.y[index], weight=self.weight[index], target=int((rows.domain == 0).sum()))
-
-    def standard(self, X: Float[Tensor, "q d"]) -> Float[Tensor, "q d"]:
-        """Inputs in the units of the kernel."""
-        return (X - self.x_mean) / self.x_scale
-
-
-def frame(shift: Shift) -> Frame:
-    """Standardise, and put the labelled rows in an order of their own: by domain, the target last; within it by their values.
-
-    So the order in which rows were given changes nothing. Rows of weight 0 are left out.
-    """
-    shift = shift.select(shift.weight > 0)
-    used = shift.labelled.nonzero()[:, 0]
-    order = used[canonical(shift.X[used], shift.y[used], shift.weight[used, None])]
-    domain = shift.domain[order]
-    order = order[domain.where(domain > 0, shift.sources + 1).argsort(stable=True)]
-    x_mean, x_scale = _moments(shift.X, shift.weight)
-    y_mean, y_scale = _moments(shift.y[used], shift.weight[used])
-    rows, y, target = Rows((shift.X[order] - x_mean) / x_scale, shift.domain[order]), (shift.y[order] - y_mean) / y_scale, shift.domain == 0
-    aim = shift.X[target][canonical(shift.X[target])]
-    aim = (aim[:: -(-len(aim) // AIMS) or 1] - x_mean) / x_scale
-    return Frame(rows, y, shift.weight[order], int(target[order].sum()), x_mean, x_scale, y_mean, y_scale, aim)
-
-
-def canonical(*columns: Float[Tensor, "n _"]) -> Tensor:
-    """Indices that sort rows by their first column, then by the second, and so on: only equal rows keep the order in which they came."""
-    table = torch.cat(columns, 1).nan_to_num(0.0)
-    return table.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
-
-
-def _moments(x: Float[Tensor, "n d"], weight: Float[Tensor, " n"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    share = weight / weight.sum()
-    mean = share @ x
-    scale = (share @ (x - mean).square()).sqrt()
-    return mean, scale.where(scale > 1e-12 * mean.abs(), 1.0)
-
-
-@dataclass(frozen=True)
-class Family:
-    """How alike domains may be.
-
-    Attributes:
-        make: k_P from the parameters.
-        start: the parameters that it adds.
-        prior: their prior: mean and standard deviation.
-    """
-
-    make: Callable[[Raw], Domains]
-    start: Raw = field(default_factory=dict)
-    prior: Prior = field(default_factory=dict)
-
-
-def constant(sources: int, lam: float) -> Family:
-    """Correlations that are known: 0 or 1."""
-    return Family(lambda raw: Correlation(raw["scale"].new_full((sources,), lam)))
-
-
-def correlated(sources: int) -> Family:
-    """Free correlations lam = tanh(.) of every source with the target."""
-    return Family(lambda raw: Correlation(raw["lam"].tanh()), {"lam": torch.ones(sources, dtype=torch.float64)}, {"lam": (1.0, 1.0)})
-
-
-def embedded(base: Base, form: str) -> Family:
-    """Mean embeddings with uniform weights."""
-    sized = form in ("centred", "exponential")
-    return Family(lambda raw: Embedded(base, form, raw["size"].exp() if sized else None),
-                  {"size": _spread(base).log()} if sized else {}, {"size": (float(_spread(base).log()), 2.0)} if sized else {})  # fmt: skip
-
-
-def attended(base: Base, form: str, *, rank: int, pull: float) -> Family:
-    """Mean embeddings with weights by row, which start uniform. phi are the leading principal directions of the base samples.
-
-    Args:
-        base: the samples.
-        form: of k_P.
-        rank: how many directions.
-        pull: standard deviation of the prior of A and v.
-    """
-    plain, domains = embedded(base, form), int(base.rows.domain.max()) + 1
-    share = base.weight / base.weight.sum()
-    X = share.sqrt()[:, None] * (base.rows.X - share @ base.rows.X)
-    _, values, axes = torch.linalg.svd(X, full_matrices=False)
-    live = values > 1e-9 * (values[0] + 1e-9)
-    phi = (axes[live] / values[live, None])[:rank]  # features of unit variance
-
-    def make(raw: Raw) -> Domains:
-        size = raw["size"].exp() if "size" in raw else None
-        return Embedded(base, form, size, Attention(raw["phi"], raw["A"], raw["v"]))
-
-    zero = torch.zeros(domains, len(phi), len(phi), dtype=torch.float64, device=X.device)
-    start = {**plain.start, "phi": phi, "A": zero, "v": zero.sum(2)}
-    return Family(make, start, {**plain.prior, "A": (0.0, pull), "v": (0.0, pull)} if pull else plain.prior)
-
-
-def _spread(base: Base) -> Float[Tensor, ""]:
-    """The distance of the mean embeddings, or what is left of it."""
-    domains = base.rows.domain.unique()
-    means = uniform(Rows(base.rows.X[: len(domains)], domains), base) @ base.F
-    return (means[1:] - means[0]).square().sum(1).mean().sqrt().clamp_min(1e-3) if len(means) > 1 else base.F.new_ones(())
 
 
 @dataclass(frozen=True)
@@ -216,6 +89,17 @@ def kernel(network: Network, family: Family, raw: Raw) -> DistributionKernel:
     return DistributionKernel(network, raw["relevance"].exp(), family.make(raw), raw["scale"].exp(), raw["offset"].exp())
 
 
+def together(values: Iterable[Tensor]) -> np.ndarray:
+    """Tensors as one vector of numpy."""
+    return torch.cat([value.detach().flatten() for value in values]).double().cpu().numpy()
+
+
+def apart(z: Float[Tensor, " p"], like: Raw) -> Raw:
+    """The way back: leaves of a graph."""
+    parts = z.clone().split([value.numel() for value in like.values()])
+    return {name: part.to(value).view_as(value).requires_grad_() for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
 def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: tuple[str, ...] = (), kappa: float = 1.0,
           strength: float = 1.0, steps: int = STEPS, scale: Scale | None = None) -> Learned:  # fmt: skip
     """Maximise, on some rows if there are many, and condition on all labels.
@@ -249,23 +133,21 @@ def learn(rows: Frame, network: Network, family: Family, start: Raw, *, frozen: 
         misfit = sum((((values[name] - prior[name][0]) / prior[name][1]).square().sum() / 2 for name in free), rows.y.new_zeros(()))
         return strength * misfit - log_likelihood(K, noise, rows.y, target=rows.target, weight=rows.weight, kappa=kappa)
 
-    optimizer = torch.optim.LBFGS(list(free.values()), lr=0.5, max_iter=steps, tolerance_change=1e-6, tolerance_grad=1e-4,
-                                  line_search_fn="strong_wolfe") if free else None  # fmt: skip
-
-    def closure() -> Tensor:
+    def at(z: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal calls
         calls += 1
-        optimizer.zero_grad()  # type: ignore[union-attr]
+        free.update(apart(torch.from_numpy(z), free))
         try:
-            value = objective()
+            with torch.enable_grad():
+                value = objective()
+            found = torch.autograd.grad(value, list(free.values()))
         except (InputError, Singular):  # a trial step so far out that the matrix is singular: refused by the line search
-            return sum((p.square().sum() for p in free.values()), rows.y.new_full((), 1e12))
-        value.backward()
-        return value
+            return 1e12 + float(z @ z), 2 * z
+        return float(value.detach()), together(found)
 
-    with torch.enable_grad():
-        if optimizer is not None:
-            optimizer.step(closure)
+    if free:
+        best = minimize(at, together(free.values()), jac=True, method="L-BFGS-B", options={"maxiter": steps, "ftol": 1e-7, "gtol": 1e-4})
+        free.update(apart(torch.from_numpy(best.x), free))
     with torch.no_grad():
         free = {name: value.detach() for name, value in free.items()}
         raw = {**raw, **free}

@@ -9,6 +9,8 @@ In the letters of joint.py, with counts kappa at the n - m rows s of the sources
     dl/dS = -A G A' - k S^-1 / 2 + (1 - kappa) (A_s G A_s' + k S_ss^-1 / 2)_ss
 
 with A = S^-1 Y and A_s = S_ss^-1 Y_s. One inverse P = S^-1 is enough: S_ss^-1 = P_ss - P_st P_tt^-1 P_ts.
+
+Equations (A17), (A40), (A41): docs/derivations/adapt.md.
 """
 
 import math

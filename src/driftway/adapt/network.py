@@ -14,6 +14,8 @@ weights w of x and v of x' [/ |P_x| |P_x'|], training is kernel regression with
 
 The sum over channels makes f normal: the product of two scalar networks is not. Weights are data of both limits. Where they are trained
 too, the NTK gains sum_il (dw_i . dv_l) f(x, b_i) f(x', b_l), w and v with their 1 / |P|, which stays random at any width.
+
+Equations (A7), (A8), (A9), (A10): docs/derivations/adapt.md.
 """
 
 from collections.abc import Callable, Sequence

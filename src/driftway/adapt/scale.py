@@ -14,6 +14,8 @@ features, are drawn from all. N = all rows is the exact process, and so is Z = a
 
 Random features are not part of K (phi phi' > K is possible), so K~ = phi V^-1 phi' and N has the target's rows alone: the posterior of a
 network of finite width, in its last layer.
+
+Equations (A35), (A36): docs/derivations/adapt.md.
 """
 
 from dataclasses import dataclass

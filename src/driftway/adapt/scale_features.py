@@ -7,6 +7,8 @@ g_j are the N outputs of a network drawn at width N, in whose limit k_X is E g_j
 coordinates h of k_P = h.h', or 2^(1/2) cos(z_j.h / l + b_j) for the exponential form. So the random features are the channels of the
 finite network (network.py), whose posterior has a normal law for each width. s o e_P, with e_P the unit vector of the domain, is the level.
 Rows are scaled to their own variance K_ii.
+
+Equation (A34): docs/derivations/adapt.md.
 """
 
 import math

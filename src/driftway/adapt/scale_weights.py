@@ -6,6 +6,8 @@ The minimiser of KuLSIF (importance.py) is a function, and so is known everywher
 
 (Kanamori, Suzuki and Sugiyama, 2012, eq. 4). At S it is w(S) again. For kmm, w(S) >= 0 is that of the constrained problem. Logistic weights
 need no Gram matrix, and are estimated on all rows.
+
+Equation (A39): docs/derivations/adapt.md.
 """
 
 import torch

@@ -2,9 +2,11 @@
 
 Domains are whole numbers: 0 is the target, 1, ..., D are the sources in increasing order of their codes. The user's codes follow skada:
 a positive code is a source, a negative one the target, and a target row whose y is NaN has no label. Source rows are always labelled.
+
+Equation (A1): docs/derivations/adapt.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -114,6 +116,8 @@ class Shift:
         Raises:
             InputError: if an argument cannot be used.
         """
+        require(names is None or (not isinstance(names, str) and isinstance(names, Iterable)), "names", expected="a list of names",
+                got=repr(names)[:80], cure="name every column once")  # fmt: skip
         table, own = read_table("X", X)
         given = tuple(map(str, names)) if names is not None else own or _default(table)
         require(len(given) == table.shape[1], "names", expected=f"{table.shape[1]} names, one for each column of X", got=len(given),

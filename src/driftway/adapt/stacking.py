@@ -12,6 +12,8 @@ is choosing by twenty noisy numbers. With few labels the prior keeps all candida
 
 is what transfer is worth, in nats for each label. It does not pay where the candidates without sources weigh half or more, or the gain is
 within one standard error of nothing. Without labels there is no telling what the domains share: all rows are pooled.
+
+Equations (A21), (A23): docs/derivations/adapt.md.
 """
 
 import math
@@ -24,7 +26,9 @@ from torch import Tensor
 from driftway.adapt import dino_init, dino_train
 from driftway.adapt.dino_init import Prediction, Settings, first_stage, weighted
 from driftway.adapt.dino_train import Trained
-from driftway.adapt.learn import Frame, Learned, constant, frame
+from driftway.adapt.family import constant
+from driftway.adapt.frame import Frame, frame
+from driftway.adapt.learn import Learned
 from driftway.adapt.scale import held
 from driftway.adapt.shift import Shift
 from driftway.kernels import FullyConnected
@@ -97,7 +101,7 @@ def candidates(shift: Shift, names: tuple[str, ...], settings: Settings, *, form
         names: of `PROCESSES`.
         settings: which they share.
         form: of the k_P of "dino".
-        trained: also the trained networks of all but the linear one.
+        trained: also the trained networks of all but the linear one, and of dino in the exponential form, which no network has.
     """
     found: dict[str, Learned] = {}
     rows = frame(shift)
@@ -116,7 +120,8 @@ def candidates(shift: Shift, names: tuple[str, ...], settings: Settings, *, form
     if shift.sources and "dino" in names:
         found["dino"] = weighted(shift, found["transfer"], form, settings)
     chosen = [candidate(name, model) for name, model in found.items() if name in names]
-    return chosen + [candidate(own.name, dino_train.train(own.process)) for own in chosen if trained and own.name != "linear"]
+    return chosen + [candidate(own.name, dino_train.train(own.process)) for own in chosen
+                     if trained and own.name != "linear" and (own.name, form) != ("dino", "exponential")]  # fmt: skip
 
 
 def stack(log_density: Float[Tensor, "m c"], *, alpha: float = ALPHA) -> Float[Tensor, " c"]:

@@ -15,6 +15,8 @@ sample size (sum w)^2 / sum w^2 tells how many rows the estimate rests on.
                (Bruzzone and Marconcini, 2010): a criterion to compare models by, not an estimate of R
 
 Labels of the target serve the fits; they are not validated on.
+
+Equations (A29), (A30), (A31): docs/derivations/adapt.md.
 """
 
 import inspect
@@ -30,7 +32,8 @@ from torch import Tensor
 from driftway.adapt.importance import effective_sample_size, importance_weights
 from driftway.adapt.intake import read_weights
 from driftway.adapt.shift import Shift
-from driftway.checks import InputError, count, require
+from driftway.checks import InputError, count, function, numbers, require
+from driftway.checks import seed as checked_seed
 
 FEW = 30  # rows: an effective sample size below is remarked on
 
@@ -88,7 +91,7 @@ def importance_weighted_cv(estimator: Any, X: Any, y: object, sample_domain: obj
     Raises:
         InputError: if an argument cannot be used, or there are no rows of the source or of the target.
     """
-    shift, source = _two_sides(X, y, sample_domain)
+    shift, source = _two_sides(estimator, X, y, sample_domain)
     w = _given(weights, shift, source, lambda a, b: importance_weights(a, b, method=method, alpha=alpha, seed=seed))
     loss = torch.zeros(len(source)).to(w)
     for held, rows in _folds(source, len(shift.X), folds, seed):
@@ -120,14 +123,15 @@ def deep_embedded_validation(estimator: Any, X: Any, y: object, sample_domain: o
     def ratio(a: object, b: object) -> Tensor:
         return importance_weights(a, b, method=method, alpha=alpha, seed=seed, normalise=False)
 
-    shift, source = _two_sides(X, y, sample_domain)
+    function("features", features, "a fitted estimator and rows")
+    shift, source = _two_sides(estimator, X, y, sample_domain)
     w = _given(weights, shift, source, ratio) if weights is not None or features is None else torch.zeros(len(source)).to(shift.X)
     loss = torch.zeros_like(w)
     for held, rows in _folds(source, len(shift.X), folds, seed):
         fitted = _fitted(estimator, X, shift, rows)
         loss[held] = squared_error(fitted, X, shift, source[held])
         if weights is None and features is not None:
-            w[held] = ratio(features(fitted, take(X, source)), features(fitted, take(X, shift.rows(0))))[held]
+            w[held] = _featured(ratio, len(source), *(features(fitted, take(X, rows)) for rows in (source, shift.rows(0))))[held]
     return controlled_risk(loss, w)
 
 
@@ -143,7 +147,7 @@ def circular_validation(estimator: Any, X: Any, y: object, sample_domain: object
     Raises:
         InputError: if an argument cannot be used, or there are no rows of the source or of the target.
     """
-    shift, _ = _two_sides(X, y, sample_domain)
+    shift, _ = _two_sides(estimator, X, y, sample_domain)
     return circle(estimator, _fitted(estimator, X, shift, torch.arange(len(shift.X))), X, shift)
 
 
@@ -170,8 +174,7 @@ def predictions(fitted: Any, rows: Any, shift: Shift) -> Float[Tensor, "n k"]:
     Raises:
         InputError: if they are no finite numbers, or not one row for each row.
     """
-    given = fitted.predict(rows)
-    f = torch.as_tensor(given.detach() if isinstance(given, Tensor) else np.array(given, dtype=np.float64)).to(shift.X)
+    f = numbers("estimator", fitted.predict(rows)).detach().to(shift.X)
     shape = (len(rows), shift.outputs)
     require(f.numel() == shape[0] * shape[1] and bool(f.isfinite().all()), "estimator", expected=f"finite predictions of shape {shape}",
             got=f"shape {tuple(f.shape)}{'' if bool(f.isfinite().all()) else ' with NaN or inf'}", cure="see its predict")  # fmt: skip
@@ -208,8 +211,12 @@ def _domain_argument(estimator: Any) -> str:
     return f"{steps[-1][0]}__{last}" if steps and last else ""
 
 
-def _two_sides(X: Any, y: object, sample_domain: object) -> tuple[Shift, Tensor]:
+def _two_sides(estimator: Any, X: Any, y: object, sample_domain: object) -> tuple[Shift, Tensor]:
     """The shift, and the indices of its source rows."""
+    lacks = [name for name in ("fit", "predict", "get_params") if not callable(getattr(estimator, name, None))]
+    require(not lacks and not isinstance(estimator, type), "estimator", expected="an estimator with fit, predict and get_params",
+            got=f"the class {estimator.__name__}" if isinstance(estimator, type) else type(estimator).__name__,
+            cure="pass one of scikit-learn's, or of this package")  # fmt: skip
     shift = Shift.from_domains(X, y, sample_domain)
     source = (shift.domain > 0).nonzero()[:, 0]
     require(len(source) > 0, "sample_domain", expected="source rows, which have a positive code", got="target rows only",
@@ -226,11 +233,21 @@ def _given(weights: object, shift: Shift, source: Tensor, ratio: Callable[[Tenso
         raise InputError("weights", **error.parts) from None
 
 
+def _featured(ratio: Callable[[object, object], Tensor], n: int, source: object, target: object) -> Tensor:
+    """Weights in features; what is wrong with these is an error about `features`."""
+    try:
+        w = ratio(source, target)
+    except InputError as error:
+        raise InputError("features", **error.parts) from None
+    require(len(w) == n, "features", expected=f"{n} rows, as it was given", got=len(w), cure="return one row for each")
+    return w
+
+
 def _folds(source: Tensor, n: int, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Which source rows are held out, and the indices of all other rows."""
     require(count("folds", folds, least=2) <= len(source), "folds", expected=f"at most {len(source)}, the number of source rows",
             got=folds, cure="pass fewer folds")  # fmt: skip
-    order, found = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).to(source.device), []
+    order, found = torch.randperm(len(source), generator=torch.Generator().manual_seed(checked_seed("seed", seed))).to(source.device), []
     for i in range(folds):
         held, kept = order[i::folds].sort().values, torch.ones(n, dtype=torch.bool, device=source.device)
         kept[source[held]] = False

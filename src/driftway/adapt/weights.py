@@ -3,6 +3,8 @@
     w_d(x) = softmax_i((phi x)' A_d (phi b_i) + v_d' (phi b_i))
 
 A = v = 0 are uniform weights, and A = 0 alone those that do not depend on x, as in importance weighting: what does not depend on i cancels.
+
+Equations (A3), (A11): docs/derivations/adapt.md.
 """
 
 import torch
