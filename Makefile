@@ -5,16 +5,20 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
+TESTERS := pytest pytest-xdist beartype hypothesis
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs reliability package versions bench clean
 
 help:
-	@echo "make demo   train and sample a small model, and write its report"
-	@echo "make test   lint, then every test"
-	@echo "make lint   ruff, pyright, import-linter"
-	@echo "make docs   build the documentation into site/"
-	@echo "make bench  run the benchmarks and write RESULTS.md (needs four hours or so)"
-	@echo "make clean  remove .venv and everything built"
+	@echo "make demo         all three parts on small data, and a page that links their reports"
+	@echo "make test         lint, then every test"
+	@echo "make lint         ruff, pyright, import-linter"
+	@echo "make docs         build the documentation into site/"
+	@echo "make reliability  the whole suite of kills, full disks, bad inputs and hostile folders (half an hour)"
+	@echo "make package      build wheel and sdist, install the wheel into an empty environment, run the demo there"
+	@echo "make versions     the tests with the oldest supported versions, and with the newest torch"
+	@echo "make bench        run the benchmarks and write RESULTS.md (needs four hours or so)"
+	@echo "make clean        remove .venv and everything built"
 
 demo: .venv/.runtime
 	$(BIN)/driftway demo
@@ -30,6 +34,34 @@ lint: .venv/.dev
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The tests themselves run a bounded part of it.
+reliability: .venv/.dev
+	OMP_NUM_THREADS=1 DRIFTWAY_RELIABILITY=full $(BIN)/python -m pytest -q -p no:xdist tests/reliability
+
+# The wheel alone, away from the repository: what a user of the package index gets.
+package: .venv/.python
+	$(PIP) build
+	rm -rf dist build/package
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/package
+	build/package/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt dist/*.whl
+	cd build && package/bin/driftway --help && package/bin/driftway demo --out package/demo
+
+# The least versions that pyproject.toml admits, and the newest torch that pip finds. Both are downloads of several GB where pip has no
+# CPU build; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives it one.
+versions: .venv-oldest/.ready .venv-newest/.ready
+	for versions in oldest newest; do OMP_NUM_THREADS=1 .venv-$$versions/bin/python -m pytest -q -n $(JOBS) || exit 1; done
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt -e . $(TESTERS)
+	@touch $@
+
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet --upgrade -e '.[dev]'
+	@touch $@
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.transport_2d
@@ -47,10 +79,11 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks.adapt_tabular --workers 2
 	$(BIN)/python -m benchmarks.adapt_images
 	$(BIN)/python -m benchmarks.adapt_speed
+	$(BIN)/python -m benchmarks.adapt_transported
 	$(BIN)/python -m benchmarks.results
 
 clean:
-	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-newest build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
