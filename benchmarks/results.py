@@ -1,5 +1,6 @@
 """RESULTS.md and the README's table from the result files: `python -m benchmarks.results`. Nothing in them is typed by hand."""
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -72,10 +73,18 @@ def headline(record: Record) -> str:
 
 
 def claims(records: Sequence[Record]) -> str:
-    """The goals of the other benchmarks, met or not, in one table."""
-    rows = [(record.title, goal.claim, f"**{goal.verdict}**") for record in records for goal in record.goals]
-    lines = [("benchmark", "claim", "verdict"), ["---"] * 3, *rows]
-    return "\n".join("| " + " | ".join(_escaped(entry) for entry in line) + " |" for line in lines)
+    """How many goals of the other benchmarks are met, and how many of the checks that these consist of: one row for each."""
+    lines: list[Sequence[Cell]] = [("benchmark", "goals met", "checks met"), ("---", "---:", "---:")]
+    for record in records:
+        checks = [check[-1] == "met" for goal in record.goals for check in goal.checks]
+        met = f"{sum(goal.met for goal in record.goals)} of {len(record.goals)}"
+        lines.append((f"[{record.title}](RESULTS.md#{anchor(record.title)})", met, f"{sum(checks)} of {len(checks)}"))
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def anchor(title: str) -> str:
+    """Of a heading in Markdown."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def main() -> None:
@@ -87,7 +96,8 @@ def main() -> None:
     first = [record for record in records if record.name == "transport_2d"]
     others = [record for record in records if record.name != "transport_2d" and record.goals]
     parts = [*map(headline, first), *([claims(others)] if others else []),
-             "All figures, losses included: [RESULTS.md](RESULTS.md). Again: `make bench`."]  # fmt: skip
+             "A goal is met if all its checks are. Every goal, check and figure, losses included: [RESULTS.md](RESULTS.md). Again: "
+             "`make bench`."]  # fmt: skip
     before, _, rest = README.read_text().partition(MARKS[0])
     write_file(README, "\n".join([f"{before}{MARKS[0]}", "\n\n".join(parts), f"{MARKS[1]}{rest.partition(MARKS[1])[2]}"]).encode())
     print(f"{TARGET.name}: {', '.join(path.stem for path in paths)}")
