@@ -2,17 +2,22 @@
 [gaussian_process_limit] [few_labels]` draws them into docs/images/.
 
 "transport" and "few_labels" fit small models; the others draw the figures of `experiments/NAME.json`. Without a name, all.
+`python -m docs.pictures screenshots` takes the pages that `driftway demo` has left in ./driftway-demo, in a headless Chromium.
 """
 
 import json
 import math
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+from PIL import Image
 
 from driftway.adapt import AutoTransferRegressor, DINOTrainRegressor, PooledGP, TargetOnlyGP
 from driftway.data import PAIRS, digits
@@ -242,12 +247,36 @@ def _moved(x: np.ndarray, scale: float, level: float) -> np.ndarray:
     return scale * np.sin(4 * x) + 0.35 * x + level
 
 
+DEMO = Path("driftway-demo")
+PAGES = {"demo_index": "index.html", "report_transport": "digits/report.html", "report_finetune": "finetune/report.html",
+         "report_adapt": "adapt/report.html"}  # fmt: skip
+TALL = 1250
+
+
+def screenshots() -> None:
+    """The upper parts of the demo's pages."""
+    if not (DEMO / PAGES["demo_index"]).is_file():
+        sys.exit(f"no demo in {DEMO}; run `driftway demo` first")
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None) or sys.exit("no chromium on the PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, page in PAGES.items():
+            taken = Path(folder) / "taken.png"
+            subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                            f"--user-data-dir={folder}/profile", f"--window-size=1080,{TALL}", f"--screenshot={taken}",
+                            (DEMO / page).resolve().as_uri()], check=True, stderr=subprocess.DEVNULL)  # fmt: skip
+            with Image.open(taken) as image:
+                image.convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
+
+
 PICTURES = {"few_epochs": (few_epochs, 150), "few_labels": (few_labels, 110), "transport": (transport, 110),
             "finite_width": (finite_width, 150), "gaussian_process_limit": (gaussian_process_limit, 150)}  # fmt: skip
 
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
+    if sys.argv[1:] == ["screenshots"]:
+        screenshots()
+        return
     for name in sys.argv[1:] or PICTURES:
         draw, dots = PICTURES[name]
         draw().savefig(IMAGES / f"{name}.png", dpi=dots)

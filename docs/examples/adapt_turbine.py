@@ -135,7 +135,7 @@ for name, colour in (("thirty labels alone", "#999999"), ("transfer", "#0072B2")
 left.plot(wind, power(line, air=0.75, limit=1.6, noise=0), color="#D55E00", linestyle="--", label="truth")
 left.plot(mountain[known, 0], mountain_power[known], "k.", label="labels")
 left.set(title="on the mountain, other weather at its median", xlabel=COLUMNS[0], ylabel="MW", ylim=(-0.4, 2.1))
-left.legend(frameon=False)
+left.legend(frameon=False, loc="upper left")
 right.barh(list(auto.decision_.weights), list(auto.decision_.weights.values()), color="#0072B2")
 right.set(title="weights of the mixture")
 

@@ -4,6 +4,8 @@
 
 # %%
 import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from driftway import transport
 from driftway.data import moons, standard_normal
@@ -36,6 +38,19 @@ print(f"W2 to fresh data {transport.w2(z, y):.3f}; of two sets of fresh data {fl
 certificate = transport.certificate(model, x, y)
 exact = transport.w2(x, y) ** 2 / 2
 print(f"{certificate.lower:.4f} <= {exact:.4f} <= {certificate.upper:.4f}: a gap of {certificate.gap:.1%}")
+
+# %%
+picture = Figure(figsize=(8, 3.8), layout="constrained")
+left, right = picture.subplots(1, 2, sharex=True, sharey=True)
+left.add_collection(LineCollection(list(torch.stack([x, z], 1)[:300].numpy()), colors="#BBBBBB", linewidths=0.6))
+left.scatter(*x[:300].T, s=6, color="#7F7F7F", label="noise")
+left.scatter(*z[:300].T, s=6, color="#D55E00", label="moved in one step", zorder=3)
+left.set(title="one straight step", aspect="equal", ylim=(-6.2, 4.4))
+left.legend(loc="lower right")
+right.scatter(*y.T, s=5, color="#0072B2", label="fresh data")
+right.scatter(*z.T, s=5, color="#D55E00", label="moved", alpha=0.6)
+right.set(title=f"W2 {transport.w2(z, y):.2f}; of two sets of data {floor:.2f}", aspect="equal")
+right.legend(loc="lower right")
 
 # %%
 assert transport.w2(z, y) < 2 * floor
