@@ -11,8 +11,8 @@ import torch
 from driftway.finetune import Schedule, stopping_time
 from driftway.linalg import eigendecompose
 from driftway.report import Study, Training, load_study, save_study, write_stopping_report
-from driftway.report.curves import draw_risk, draw_spectrum, draw_training, draw_validation
-from driftway.report.stopping import happened, rules, sensitivity, spectrum_facts, verdict, violations
+from driftway.report.curves import draw_path, draw_risk, draw_spectrum, draw_training, draw_validation
+from driftway.report.stopping import happened, hindsight, rules, sensitivity, spectrum_facts, verdict, violations
 from driftway.stopping.crossfit import cross_validate
 from tests.report import test_page
 from tests.report.test_page import HOSTILE, Page
@@ -194,3 +194,20 @@ def test_pages_are_whole_and_refer_to_nothing_outside(tmp_path, kind):
         assert wanted in found.text["h2"]
     assert "prefers-color-scheme: dark" in found.text["style"]
     assert "nan" not in found.text["td"]
+
+
+def test_hindsight_is_what_the_path_says(known):
+    unseen = ((0.0, 2.0), (5.0, 1.6), (12.0, 1.5), (15.0, 1.25), (1000.0, 3.0))
+    assert hindsight(known, None) == hindsight(known, RAN) == []
+    ran = replace(RAN, unseen=unseen)
+    assert hindsight(known, ran) == ["Loss of rows that it did not see: 2 before training, 1.5 at the stop, 25 % less. In hindsight the "
+                                     "lowest was 1.25, at epoch 3; at the end of the schedule it was 3."]  # fmt: skip
+    foreseen, measured, stop, best = draw_path(known, unseen, stop=12).axes[0].get_lines()
+    np.testing.assert_allclose(measured.get_xydata(), np.array(unseen) / [known.per_epoch, 1])
+    assert list(stop.get_xdata()) == [12 / 5, 12 / 5]
+    assert best.get_xydata().tolist() == [[3.0, 1.25]]
+    steps = np.rint(np.asarray(foreseen.get_xdata()) * known.per_epoch).astype(int)
+    assert steps[0] == 0
+    assert (np.diff(steps) > 0).all()
+    assert known.time(int(steps[-1])) <= float(known.validation.eta[-1])
+    np.testing.assert_allclose(foreseen.get_ydata(), [known.held(known.time(int(step)))[0] for step in steps])

@@ -34,7 +34,7 @@ METHODS = {
 
 
 def write_adaptation_report(path: str | Path, explanation: Explanation, *, command: str, title: str, settings: Mapping[str, Any],
-                            rows: Sequence[str] | None = None) -> None:  # fmt: skip
+                            rows: Sequence[str] | None = None, measured: str | None = None) -> None:  # fmt: skip
     """Write the report, atomically, as one HTML file without references to others.
 
     Args:
@@ -44,15 +44,17 @@ def write_adaptation_report(path: str | Path, explanation: Explanation, *, comma
         title: the heading.
         settings: names and values of what was chosen.
         rows: what each row of the training table is called; its index if None.
+        measured: a sentence on rows with labels that the fit has not seen.
 
     Raises:
         OSError: if the file cannot be written.
     """
     known = candidates(explanation)
     page = fill(
-        "adapt.html", title=title, command=command, verdict=verdict(explanation), pictures=pictures(explanation), candidates=known,
-        best=known[0]["candidate"], domains=domains(explanation), distances=distances(explanation), top=top(explanation, rows),
-        remarks=remarks(explanation), settings=facts(dict(settings)), explanation=explanation, level=SAID,
+        "adapt.html", title=title, command=command, verdict=[*verdict(explanation), *([measured] if measured else [])],
+        pictures=pictures(explanation), candidates=known, best=known[0]["candidate"], domains=domains(explanation),
+        distances=distances(explanation), top=top(explanation, rows), remarks=remarks(explanation), settings=facts(dict(settings)),
+        explanation=explanation, level=SAID,
     )  # fmt: skip
     store.write_file(Path(path), page.encode())
 
@@ -206,6 +208,7 @@ def pictures(explanation: Explanation) -> list[Picture]:
             f"Heat map of the correlation between domains; with the target: {nearest}.",
             f"At 1 a row of one domain is as good as one of the other; at 0 it says nothing about it. Process: "
             f"{NAMES.get(explanation.described, METHODS.get(explanation.described, explanation.described))}.{rest}", "png",
+            given=True,
         ))  # fmt: skip
     (first, most), d = explanation.relevance[0], len(explanation.relevance)
     found.append(picture(

@@ -154,3 +154,31 @@ def draw_training(losses: Sequence[tuple[float, float]], drifts: Sequence[Sequen
             axes.legend(loc="best")
         axes.set_xlim(0, 1.05 * max(1.0, *steps.tolist(), *at.tolist(), float(stop_step or 0)))
     return figure
+
+
+@styled
+def draw_path(study: Study, unseen: Sequence[tuple[float, float]], *, stop: int) -> Figure:
+    """Loss of rows that the run did not see, beside what the kernel foresaw of it; with the stop and the lowest loss in hindsight.
+
+    Args:
+        study: of the run.
+        unseen: (step, loss), the first of them before training.
+        stop: the step that the run stopped at.
+    """
+    steps, loss = np.asarray(unseen, float).T
+    reached = [step for step in range(study.total + 1) if study.time(step) <= float(study.validation.eta[-1])]
+    known = sorted({reached[i] for i in np.geomspace(1, len(reached), 200).astype(int) - 1})
+    figure = Figure(figsize=(NARROW, 4.6))
+    axes = figure.subplots()
+    axes.plot(np.asarray(known) / study.per_epoch, study.held(*(study.time(step) for step in known)), color=DATA, linestyle="--",
+              linewidth=1.4, label="foreseen: rows held out of the kernel")  # fmt: skip
+    axes.plot(steps / study.per_epoch, loss, color=INK, linewidth=1.8, label="measured: rows the run did not see")
+    axes.axvline(stop / study.per_epoch, color=INK, linewidth=1.2, label="the stop")
+    best = int(loss.argmin())
+    axes.plot(steps[best] / study.per_epoch, loss[best], "o", color=SAMPLES, markeredgecolor="white", markersize=9,
+              label="lowest, in hindsight")  # fmt: skip
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlabel="epoch", ylabel="loss", xlim=(0, steps[-1] / study.per_epoch))
+    axes.xaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure

@@ -10,7 +10,8 @@
 n is the number of rows that both sides have, at most `limit`; m = n where y has 2n rows, else half the rows of y. The last two
 are means over a few random choices of y_a, y_b and z_c, as one choice is mostly luck where the data has clusters. With labels the
 paths take those of y, z_c those of y_b, and W2(x, y)^2 is its mean over the labels, each with its own rows. All is in the units of
-the data, except the certificate of a model whose source is the standard normal (see `certificate`).
+the data, except the certificate of a model whose source is the standard normal (see `certificate`). With a kernel there is also the
+MMD of z and n rows of y, whose floor needs no second set of rows (see `kernel_distance`); with classes, within each of them too.
 """
 
 import math
@@ -26,15 +27,19 @@ from torch import Tensor
 
 from driftway import checks
 from driftway.checks import require
+from driftway.kernels import Kernel
 from driftway.transport import (
     Certificate,
+    KernelDistance,
     TransportModel,
     certificate,
+    kernel_distance,
     normalised_path_energy,
     path_energy,
     straightness,
     w2,
 )
+from driftway.transport.metrics import KERNELS
 from driftway.transport.stream import generator
 
 HEADLINE, SPLITS = 4, 4
@@ -52,6 +57,7 @@ class Quality:
         energy: path energy.
         normalised_energy: excess of the path energy over W2^2 of source and target rows, relative; NaN where W2 is 0.
         straightness: of the paths, at most 1.
+        kernel: distance of n samples to n held-out rows in the kernel, if there is one.
     """
 
     steps: int
@@ -60,6 +66,7 @@ class Quality:
     energy: float
     normalised_energy: float
     straightness: float
+    kernel: KernelDistance | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Evaluation:
         n: rows of each side.
         floor_rows: rows of each set behind the floor.
         seed: of the choice of rows, the start and the noise.
+        kernel: name of the kernel of the qualities, if they have one.
     """
 
     qualities: tuple[Quality, ...]
@@ -83,6 +91,7 @@ class Evaluation:
     n: int
     floor_rows: int
     seed: int
+    kernel: str = ""
 
     @property
     def floor(self) -> float:
@@ -115,10 +124,21 @@ class Evaluation:
             for q in self.qualities
         ]
 
+    def kernel_rows(self) -> list[dict[str, str]]:
+        """The table of the distances in the kernel: for each number of steps, then within each class at the headline's number."""
+        known = [(str(q.steps), q.kernel) for q in self.qualities if q.kernel]
+        headline = self.headline.kernel
+        known += [(f"{self.headline.steps}, {name}", own) for name, own in (headline.classes if headline else {}).items()]
+        return [
+            {"steps": name, "rows": f"{own.m:,}", f"MMD ({self.kernel})": _cell(own.mmd), "floor": _cell(own.floor),
+             "MMD / floor": _cell(own.ratio, 3), "p": _cell(own.p_value, 2)}
+            for name, own in known
+        ]  # fmt: skip
+
 
 def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Float[Tensor, "m *event"], *,
-             labels: Any = None, steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000,
-             seed: int = 0) -> Evaluation:  # fmt: skip
+             labels: Any = None, steps: Sequence[int] = (1, 2, 4, 20), limit: int = 1000, seed: int = 0,
+             kernel: Kernel | str | None = None) -> Evaluation:  # fmt: skip
     """Measure a model on held-out rows.
 
     Args:
@@ -130,12 +150,16 @@ def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Floa
         steps: numbers of policy steps to try.
         limit: the most rows of a side that are used; exact transport costs about limit^2 memory and limit^3 time.
         seed: of everything random; the same arguments give the same numbers.
+        kernel: also measure the MMD in this kernel (see `kernel_distance`): "rbf", "nngp", "ntk", or any other. None for no MMD.
 
     Raises:
-        InputError: if rows are unusable or too few, x is None for a model between data sets, or a number is out of range.
+        InputError: if rows are unusable or too few, x is None for a model between data sets, a number is out of range, or there is no
+            such kernel.
     """
     counts = [checks.count("steps", count) for count in steps]
     require(len(counts) > 0, "steps", expected="one number of steps or more", got="none", cure="pass steps=(1, 4)")
+    if isinstance(kernel, str):
+        checks.choice("kernel", kernel, KERNELS)
     label = held_names(labels, len(y), seed=seed)
     x, y = held_rows(model, x, y, limit=limit, seed=seed)
     n = len(x)
@@ -153,9 +177,12 @@ def evaluate(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Floa
         near = fmean(w2(end[chosen], rows) for rows, _, chosen in splits)
         far = near if few == n else w2(end, y)
         normalised = math.nan if same else normalised_path_energy(path, squared)
-        qualities.append(Quality(count, far, near, path_energy(path), normalised, straightness(path)))
+        names = label if model.classes else None
+        mmd = None if kernel is None else kernel_distance(end, y, kernel=kernel, labels=names, target_labels=names, seed=seed)
+        qualities.append(Quality(count, far, near, path_energy(path), normalised, straightness(path), mmd))
     found = certificate(model, x, y, steps=HEADLINE)
-    return Evaluation(tuple(qualities), floors, squared, found, n=n, floor_rows=few, seed=seed)
+    return Evaluation(tuple(qualities), floors, squared, found, n=n, floor_rows=few, seed=seed,
+                      kernel=kernel if isinstance(kernel, str) else "" if kernel is None else type(kernel).__name__)  # fmt: skip
 
 
 def held_rows(model: TransportModel, x: Float[Tensor, "n *event"] | None, y: Float[Tensor, "m *event"], *, limit: int,

@@ -88,6 +88,7 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
     steps = evaluation.headline.steps
     start, drawn = model.scaler.data(model.scaler.source(x)), model.sample(x, steps=steps, label=label, seed=seed)
     images, size = image_shape(model.event), math.prod(model.event)
+    colour = len(images or ()) == 3
     smooth = model.path(x[: plots.PATHS], steps=SMOOTH, label=label and label[: plots.PATHS], seed=seed)
     place = "as images" if images else "in the plane of the two main directions of the data" if size > 2 else "as points"
     found = [
@@ -96,6 +97,7 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
             "Samples beside held-out data",
             f"Generated samples beside held-out data, {place}.",
             "A good model's panel cannot be told from the held-out one: the same shapes and the same variety.",
+            given=colour,
         ),
         picture(
             plots.draw_trajectories(smooth, y),
@@ -114,6 +116,7 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
             "The value of a place is the least cost from there to an end, with a price on each end that spreads the rows as "
             "the data is spread. Rows (white dots: where they start) move along the arrows, down the value."
             + (" Here it is that of the whole law, without a label." if model.conditions.known else ""),
+            given=True,
         )
         found.append(landscape)
     if size > 2:
@@ -124,7 +127,7 @@ def pictures(model: TransportModel, evaluation: Evaluation, x: Float[Tensor, "n 
             "Histograms of the distance from samples to held-out rows, and between held-out rows.",
             "The two should look alike. Orange far to the left would mean copied rows, far to the right poor samples.",
         )  # fmt: skip
-        found.append(picture(plots.draw_neighbours(drawn, y), "Nearest neighbours", alt, caption))
+        found.append(picture(plots.draw_neighbours(drawn, y), "Nearest neighbours", alt, caption, given=colour))
     return found
 
 
@@ -147,6 +150,7 @@ def _class_picture(model: TransportModel, x: Tensor, y: Tensor, drawn: Tensor, l
         "Samples by label",
         f"Samples of {which} ({', '.join(names)}), a row for each, without guidance and with guidance of weight 2.",
         "All images of a column start from the same source row. Guidance above 1 makes images more typical of their label, less varied.",
+        given=len(image_shape(model.event) or ()) == 3,
     )
 
 

@@ -70,7 +70,7 @@ def draw_trajectories(path: Path, y: Held) -> Figure:
     view = plane(y)
     lines = np.stack([view.of(state) for state in states], 1)
     data = view.of(y[:SHOWN])
-    axes.scatter(*data.T, s=6, color=DATA, alpha=0.35, linewidths=0, label="held-out data")
+    axes.scatter(*data.T, s=6, color=DATA, alpha=0.5, linewidths=0, label="held-out data")
     axes.add_collection(LineCollection(list(lines), colors=SOURCE, alpha=0.55, linewidths=0.8))
     axes.scatter(*lines[:, 0].T, s=12, facecolors="white", edgecolors=SOURCE, linewidths=0.8, zorder=3, label="start")
     axes.scatter(*lines[:, -1].T, s=14, color=SAMPLES, zorder=4, linewidths=0, label="end")

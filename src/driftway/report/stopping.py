@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from driftway import store
-from driftway.report.curves import draw_risk, draw_spectrum, draw_training, draw_validation, law_text, name_of
+from driftway.report.curves import draw_path, draw_risk, draw_spectrum, draw_training, draw_validation, law_text, name_of
 from driftway.report.study import Study
 from driftway.report.template import Picture, facts, fill, picture
 
@@ -26,6 +26,8 @@ class Training:
         drifts: (step, relative change of the kernel).
         remarks: in plain words.
         test: names and values of errors on test rows; empty without such.
+        unseen: (step, loss of test rows), from step 0 to the end of the schedule, where the run went on after the stop to see what
+            was missed; empty otherwise.
     """
 
     steps: int
@@ -35,6 +37,7 @@ class Training:
     drifts: tuple[tuple[float, float], ...]
     remarks: tuple[str, ...] = ()
     test: tuple[tuple[str, float], ...] = ()
+    unseen: tuple[tuple[float, float], ...] = ()
 
 
 def write_stopping_report(path: str | Path, study: Study, *, command: str, title: str, settings: Mapping[str, Any],
@@ -53,7 +56,8 @@ def write_stopping_report(path: str | Path, study: Study, *, command: str, title
         OSError: if the file cannot be written.
     """
     page = fill(
-        "stopping.html", title=title, command=command, verdict=[*verdict(study), *([happened(study, training)] if training else [])],
+        "stopping.html", title=title, command=command, verdict=[*verdict(study), *([happened(study, training)] if training else []),
+                                                                         *hindsight(study, training)],
         pictures=pictures(study, training), rules=rules(study), best=name_of(study.stop.rule), sensitivity=sensitivity(study),
         violations=violations(study, training), spectrum=spectrum_facts(study), settings=facts(dict(settings)), study=study,
         training=training,
@@ -122,6 +126,18 @@ def happened(study: Study, training: Training) -> str:
     test = "".join(f"; {name} {value:.4g}" for name, value in training.test)
     steps = "1 step" if training.steps == 1 else f"{training.steps:,} steps"
     return f"Training {where}: {steps}, epoch {training.steps / study.per_epoch:.3g}, eta {training.eta:.3g}{test}."
+
+
+def hindsight(study: Study, training: Training | None) -> list[str]:
+    """What stopping there has cost or saved, where a run went on."""
+    if training is None or not training.unseen:
+        return []
+    loss = dict(training.unseen)
+    best, last = min(loss, key=loss.__getitem__), max(loss)
+    at = loss[training.steps]
+    return [f"Loss of rows that it did not see: {loss[0]:.3g} before training, {at:.3g} at the stop{_less(at, loss[0])}. In hindsight "
+            f"the lowest was {loss[best]:.3g}, at epoch {best / study.per_epoch:.3g}; at the end of the schedule it was "
+            f"{loss[last]:.3g}."]  # fmt: skip
 
 
 def spectrum_facts(study: Study) -> list[tuple[str, str]]:
@@ -193,13 +209,22 @@ def pictures(study: Study, training: Training | None = None) -> list[Picture]:
             "svg",
         ),
     ]  # fmt: skip
+    if training and training.unseen:
+        found.insert(0, picture(
+            draw_path(study, training.unseen, stop=training.steps),
+            "What came of it",
+            hindsight(study, training)[0],
+            "The dashed line was known before the first step, from the training rows alone. The run was let go on after the stop, to see "
+            "what was missed.",
+            "svg",
+        ))  # fmt: skip
     if training and training.losses:
         (first, start), (last, end) = training.losses[0], training.losses[-1]
         changed = ""
         if training.drifts:
             changed = f"; the kernel has changed by {percent_of(training.drifts[-1][1])} at step {training.drifts[-1][0]:.0f}"
         within = study.when(stop.eta)
-        found.insert(0, picture(
+        found.insert(len(found) - 3, picture(
             draw_training(training.losses, training.drifts, stop_step=within[0] if within else None),
             "What happened",
             f"Training loss from {start:.3g} at step {first:.0f} to {end:.3g} at step {last:.0f}{changed}.",

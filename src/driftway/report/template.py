@@ -15,18 +15,28 @@ from driftway.report.style import embed
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for the page: its heading, what it shows in words, how to read it, its data address, and its width."""
+    """A figure for the page.
+
+    Attributes:
+        title: its heading.
+        alt: what it shows, in words.
+        caption: how to read it.
+        uri: its data address.
+        inches: its width.
+        given: whether its colours are those of data or of a scale, so that a dark page leaves them as they are.
+    """
 
     title: str
     alt: str
     caption: str
     uri: str
     inches: float
+    given: bool = False
 
 
-def picture(figure: Figure, title: str, alt: str, caption: str, kind: str = "png") -> Picture:
+def picture(figure: Figure, title: str, alt: str, caption: str, kind: str = "png", *, given: bool = False) -> Picture:
     """A figure as a picture of a page."""
-    return Picture(title, alt, caption, *embed(figure, kind))
+    return Picture(title, alt, caption, *embed(figure, kind), given)
 
 
 def fill(name: str, **values: Any) -> str:
