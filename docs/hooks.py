@@ -1,8 +1,10 @@
-"""Pages that are made while the site is built: one for each example, with its text, its code and its picture.
+"""What is made while the site is built: a page for each example, with its text, its code and its picture; and formulas as MathML.
 
-An example is a percent script: cells begin with `# %%`, cells of text with `# %% [markdown]`.
+An example is a percent script: cells begin with `# %%`, cells of text with `# %% [markdown]`. MathML is drawn by browsers themselves, so
+that no page loads a script from elsewhere.
 """
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -37,3 +39,25 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted((DOCS / "examples").glob("*.py")):
         files.append(File.generated(config, f"examples/{path.stem}.md", content=page(path.stem, path.read_text("utf-8"))))
     return files
+
+
+def formula(tex: str, *, display: bool) -> str:
+    """LaTeX as MathML; a numbered equation with its number, and a place that links can lead to."""
+    from latex2mathml.converter import convert
+
+    tag = re.search(r"\\tag\{(\w+)\}", tex)
+    tex = re.sub(r"\\tag\{\w+\}", "", tex).replace(r"\lVert", r"\|").replace(r"\rVert", r"\|")
+    drawn = convert(tex.strip(), display="block" if display else "inline")
+    if not display:
+        return drawn
+    number = f'<span class="number">({tag[1]})</span>' if tag else ""
+    return f'<div class="equation"{f" id={tag[1]!r}" if tag else ""}>{drawn}{number}</div>'
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Draw the formulas."""
+    for pattern, display in ((r'<span class="arithmatex">\\\((.*?)\\\)</span>', False),
+                             (r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', True)):  # fmt: skip
+        content = re.sub(pattern, lambda found, display=display: formula(html.unescape(found[1]), display=display), content,
+                         flags=re.DOTALL)  # fmt: skip
+    return content
