@@ -119,7 +119,8 @@ def numbers(argument: str, value: object) -> Tensor:
         InputError: if they are something else, or rows of different lengths.
     """
     found = _dense(value if isinstance(value, Tensor | np.ndarray) else _array(value))
-    require(found is not None, argument, expected="an array or tensor of real numbers", got=_told(value), cure="convert it to a float array")
+    require(found is not None, argument, expected="an array or tensor of real numbers", got=_told(value),
+            cure="convert it to a float array")  # fmt: skip
     return found  # type: ignore[return-value]
 
 
@@ -133,11 +134,12 @@ def _array(value: object) -> object:
 def _dense(value: object) -> Tensor | None:
     """A tensor or an array as a dense tensor of numbers in memory; None if it is none."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and not np.ma.is_masked(value):
-        wide = value.dtype.kind == "u" and value.dtype.itemsize > 1 or value.dtype.itemsize > 8  # those have no counterpart
+        wide = (value.dtype.kind == "u" and value.dtype.itemsize > 1) or value.dtype.itemsize > 8  # those have no counterpart
         value = np.asarray(value, np.float64 if wide else value.dtype.newbyteorder("="))
         value = torch.from_numpy(np.ascontiguousarray(value) if value.flags.writeable else value.copy()).reshape(value.shape)
-    usable = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type != "meta"
-    return value if usable and not value.is_quantized and not value.dtype.is_complex else None
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type == "meta":
+        return None
+    return None if value.is_quantized or value.dtype.is_complex else value
 
 
 def _told(value: object) -> str:
@@ -188,7 +190,7 @@ def moderate(argument: str, x: Tensor, *, power: int = 2) -> None:
         InputError: if there is one.
     """
     limit = math.inf if x.dtype == torch.float16 or not x.dtype.is_floating_point else torch.finfo(x.dtype).max ** (1 / power) / 1e3
-    most = float(x.detach().abs().nan_to_num(0.0).max()) if x.numel() else 0.0
+    most = float(x.detach().abs().nan_to_num(0.0, posinf=0.0).max()) if x.numel() else 0.0
     require(most <= limit, argument, expected=f"numbers up to {limit:.0e} in size, whose {'squares' if power == 2 else 'powers'} can be "
             f"added up in {x.dtype}", got=f"{most:.3g}", cure="divide them by their scale, or drop the row if it is a mistake")  # fmt: skip
 

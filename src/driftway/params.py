@@ -4,17 +4,24 @@
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from driftway.checks import require
+from driftway.checks import kind, require
 
 Params = Mapping[str, Tensor]
 
 
-def parameters(source: nn.Module | Params) -> dict[str, Tensor]:
-    """The parameters of a module or the floating tensors of a state dict, detached; tied ones once, under the first of their names."""
+def parameters(source: nn.Module | Params, argument: str = "weights") -> dict[str, Tensor]:
+    """The parameters of a module or the floating tensors of a state dict, detached; tied ones once, under the first of their names.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if not isinstance(source, nn.Module):
+        _named(argument, source)
     named = source.named_parameters() if isinstance(source, nn.Module) else source.items()
     found: dict[str, Tensor] = {}
     seen: set[object] = set()
@@ -47,11 +54,20 @@ def contained(first: str, a: Params, second: str, b: Params) -> None:
     Raises:
         InputError: if they are not; it names the tensors.
     """
+    _named(first, a)
+    _named(second, b)
     missing = [name for name in b if name not in a]
     require(not missing, first, expected=f"the tensors of {second}", got=f"none named {_few(missing)}",
             cure="pass weights of one architecture, under the same names, and the same scope")  # fmt: skip
     unlike = [f"{name} {tuple(a[name].shape)} against {tuple(b[name].shape)}" for name in b if a[name].shape != b[name].shape]
     require(not unlike, first, expected=f"the shapes of {second}", got=_few(unlike), cure="pass weights of one architecture")
+
+
+def _named(argument: str, a: Any) -> None:
+    """Refuse what is no dictionary of named tensors."""
+    kind(argument, a, Mapping, "a module, or a dictionary of tensors by name")
+    odd = [f"the entry {name!r} with {type(t).__name__}" for name, t in a.items() if not (isinstance(name, str) and isinstance(t, Tensor))]
+    require(not odd, argument, expected="tensors by name", got=_few(odd), cure="pass model.state_dict()")
 
 
 def combine(coefficients: Sequence[float | int], vectors: Sequence[Params]) -> dict[str, Tensor]:

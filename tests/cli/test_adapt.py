@@ -105,6 +105,18 @@ def test_methods_fit_their_estimators(adapt, tmp_path, files, method):
     assert type(load(tmp_path / "run")) is adapting.METHODS[method]
 
 
+def test_how_many_rows_are_met(adapt, tmp_path, files):
+    options = ("--method", "transfer", "--drop", "kind", "--approximation", "features", "--features", "50")
+    code, _, err = adapt("fit", "--source", files[0], "--target", files[1], "--y", "price", *options)
+    assert code == 0, err
+    found = load(tmp_path / "run")
+    assert (found.approximation, found.features) == ("features", 50)
+    code, _, err = adapt("fit", "--source", files[0], "--target", files[1], "--y", "price", "--approximation", "nystrom")
+    assert code == 2
+    assert "exact" in err
+    assert "inducing" in err
+
+
 def test_several_sources_outputs_weights_and_orders_of_columns(adapt, tmp_path):
     tables = [rows(15, seed=3), rows(15, 0.5, seed=4), rows(20, 1.0, seed=5, labels=8)]
     for i, table in enumerate(tables):

@@ -5,9 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from driftway import cli
+from driftway.cli.terminal import say_evaluation
+from driftway.report import evaluate
 from driftway.transport import TransportModel
+from tests.report.known import labelled_translation, rows
 
 
 def run(monkeypatch, capsys, *words):
@@ -54,6 +58,30 @@ def test_fit_sample_evaluate(monkeypatch, capsys, tmp_path, target):
     code, out, err = run(monkeypatch, capsys, "transport", "evaluate", folder, "--target", target)
     assert code == 0, err
     assert "floor" in out
+    assert "MMD (rbf)" in out
+    code, other, err = run(monkeypatch, capsys, "transport", "evaluate", folder, "--target", target, "--kernel", "ntk")
+    assert code == 0, err
+    assert "MMD (ntk)" in other
+    code, _, err = run(monkeypatch, capsys, "transport", "evaluate", folder, "--target", target, "--kernel", "laplace")
+    assert code == 2
+    assert "kernel: expected one of rbf, nngp, ntk" in err
+
+
+def test_evaluations_print_the_distance_in_a_kernel_within_classes_too(capsys):
+    """One class is moved rightly, the other not: the whole law and the first class pass the test, the second fails it."""
+    model, left = labelled_translation({"a": [3.0, 0.0], "b": [-3.0, 1.0]}), torch.tensor([3.0, 0.0], dtype=torch.float64)
+    y = torch.cat([rows(60, 2, seed=1) + left, rows(60, 2, seed=2) - left])
+    found = evaluate(model, rows(120, 2), y, labels=["a"] * 60 + ["b"] * 60, steps=[1, 4], kernel="rbf")
+    table = found.kernel_rows()
+    assert [row["steps"] for row in table] == ["1", "4", "4, a", "4, b"]
+    assert [row["rows"] for row in table] == ["120", "120", "60", "60"]
+    assert float(table[2]["p"]) > 0.05
+    assert float(table[3]["p"]) == 0.001
+    say_evaluation(found)
+    shown = capsys.readouterr().out
+    assert "MMD (rbf)" in shown
+    assert "4, b" in shown
+    assert not evaluate(model, rows(20, 2), y[:20], steps=[1]).kernel_rows()
 
 
 def test_source_rows_are_moved(monkeypatch, capsys, tmp_path, target):

@@ -101,7 +101,7 @@ BASE = {"source": draw(9, 2), "y": draw(8, 2, seed=1)}
     ("y", {"y": draw(1, 2)}), ("y", {"y": draw(4, 2) * math.nan}), ("source", {"source": draw(9, 3)}),
     ("source", {"source": draw(9, 2).float()}), ("eps", {"eps": -1.0}), ("tolerance", {"tolerance": 0.0}), ("batch", {"batch": 0}),
     ("max_steps", {"max_steps": 0}), ("seed", {"seed": -1}), ("standardize", {"standardize": "rows"}),
-    ("standardize", {"standardize": "columns"}), ("target", {"y": torch.ones(4, 2).double()}),
+    ("standardize", {"standardize": "columns"}), ("y", {"y": torch.ones(4, 2).double()}),
 ])  # fmt: skip
 def test_bad_input_is_named(argument, change):
     with pytest.raises(InputError, match=f"^{argument}: expected"):

@@ -41,13 +41,20 @@ def root() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 training diverged, 2 unusable input, 130 stopped by the user."""
+    """Run the command line. Exit codes: 0 done, 1 diverged, 2 unusable input, 3 a file or disk failed, 130 stopped by the user."""
     try:
         app()
     except ArithmeticError as error:
         _fail(error, "Diverged", 1)
     except ValueError as error:
         _fail(error, "InputError", 2)
+    except OSError as error:
+        if error.errno is None:
+            raise  # no error of the system
+        from driftway.cli.terminal import fail
+        from driftway.store import described
+
+        sys.exit(fail(described(error), 3))
 
 
 def _fail(error: Exception, expected: str, code: int) -> None:

@@ -1,6 +1,5 @@
 """`driftway adapt fit | predict`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +10,18 @@ import typer
 from driftway import checks, store
 from driftway.adapt.explain import Explanation, explain
 from driftway.adapt.folder import save
+from driftway.adapt.scale import APPROXIMATIONS
 from driftway.cli import COMMANDS
 from driftway.cli.adapting import METHODS, Options, Prepared, prepare
 from driftway.cli.adapting import fit as fit_rows
-from driftway.cli.predicting import RUN, table_of
+from driftway.cli.folders import REPORT, RUN, free, note, noted
 from driftway.cli.predicting import predict as predict_rows
+from driftway.cli.predicting import table_of
 from driftway.cli.terminal import err, out, say_adaptation, typed, working
 from driftway.data import writable, write_table
 from driftway.report import adapt as page
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=COMMANDS["adapt"])
-REPORT = "report.html"
 
 
 @app.command()
@@ -34,22 +34,26 @@ def fit(
     weight: Annotated[str | None, typer.Option(help="column with weights of rows")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="column to leave out; several with commas, or repeated")] = None,
     steps: Annotated[int, typer.Option(help="quasi-Newton steps of a fit, at most")] = 40,
+    approximation: Annotated[str, typer.Option(help=f"{', '.join(APPROXIMATIONS)}; auto: exact up to 5,000 labelled rows")] = "auto",
+    features: Annotated[int, typer.Option(help="that rows far from the target are summarised by, beyond 5,000")] = 1000,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     threads: Annotated[int, typer.Option(help="of PyTorch; 1 is fastest up to some thousand rows")] = 1,
 ) -> None:
     """Fit, say whether transfer pays, write the model and a report with pictures."""
     _use(threads)
-    chosen = Options(tuple(source or ()), target, tuple(y), output, method, weight, tuple(drop or ()), steps, seed)
-    _free(output)
-    rows = prepare(chosen)
-    with working("fitting", total=None):
-        estimator = fit_rows(chosen, rows)
-        explanation = explain(estimator, domains=rows.domains, seed=seed)
-    save(estimator, output)
-    _write(chosen, rows, explanation)
+    chosen = Options(tuple(source or ()), target, tuple(y), output, method, weight, tuple(drop or ()), steps, seed, approximation,
+                     features)  # fmt: skip
     report = output / REPORT
-    title = f"{', '.join(rows.outputs[:3])} of {target.name}" + (f" from {', '.join(rows.domains[1:4])}" if source else "")
-    page.write_adaptation_report(report, explanation, command=typed(), title=title, settings=_settings(chosen, rows), rows=rows.rows)
+    with store.writing("out", output):
+        free(output, _halves(output))
+        rows = prepare(chosen)
+        with working("fitting", total=None):
+            estimator = fit_rows(chosen, rows)
+            explanation = explain(estimator, domains=rows.domains, seed=seed)
+        _write(chosen, rows, explanation)
+        title = f"{', '.join(rows.outputs[:3])} of {target.name}" + (f" from {', '.join(rows.domains[1:4])}" if source else "")
+        page.write_adaptation_report(report, explanation, command=typed(), title=title, settings=_settings(chosen, rows), rows=rows.rows)
+        save(estimator, output)  # last: without it the rest is no run
     say_adaptation(explanation, rows.remarks)
     out.print(f"model and report: {report}", markup=False, soft_wrap=True)
 
@@ -79,11 +83,9 @@ def _use(threads: int) -> None:
     torch.set_num_threads(checks.count("threads", threads))
 
 
-def _free(folder: Path) -> None:
-    """An error if there is a model in the folder."""
-    checks.require(not folder.exists() or folder.is_dir(), "out", expected="a folder", got=f"the file {folder}", cure="name another one")
-    taken = next((name for name in (RUN, store.CONFIG, REPORT) if (folder / name).exists()), None)
-    checks.require(taken is None, "out", expected="a folder without a run", got=f"{taken} in {folder}", cure="name another folder")
+def _halves(folder: Path) -> tuple[str, ...]:
+    """Files that a fit left which did not come to its end."""
+    return (RUN, REPORT, store.TENSORS) if "table" in noted(folder) and not (folder / store.CONFIG).exists() else ()
 
 
 def _settings(chosen: Options, rows: Prepared) -> dict[str, object]:
@@ -91,7 +93,8 @@ def _settings(chosen: Options, rows: Prepared) -> dict[str, object]:
     levels = sum(map(len, rows.encoding.levels.values()))
     return {"method": chosen.method, "sources": ", ".join(map(str, chosen.source)) or None, "target": str(chosen.target),
             "rows": len(rows.X), "columns": len(rows.encoding.columns), "of text": f"{len(rows.encoding.levels)}, with {levels} levels",
-            "weights": chosen.weight, "dropped": ", ".join(chosen.drop) or None, "steps": chosen.steps, "seed": chosen.seed}  # fmt: skip
+            "weights": chosen.weight, "dropped": ", ".join(chosen.drop) or None, "steps": chosen.steps,
+            "approximation": chosen.approximation, "seed": chosen.seed}  # fmt: skip
 
 
 def _write(chosen: Options, rows: Prepared, explanation: Explanation) -> None:
@@ -99,4 +102,4 @@ def _write(chosen: Options, rows: Prepared, explanation: Explanation) -> None:
     known = {"command": typed(), "options": chosen.written, "table": table_of(rows.encoding, rows.outputs),
              "verdict": page.verdict(explanation), "remarks": [*rows.remarks, *page.remarks(explanation)],
              "decision": None if decision is None else asdict(decision)}  # fmt: skip
-    store.write_file(chosen.output / RUN, (json.dumps({"version": store.VERSION, **known}, indent=2) + "\n").encode())
+    note(chosen.output / RUN, known)

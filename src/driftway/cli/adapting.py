@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from driftway import adapt
+from driftway.adapt.scale import APPROXIMATIONS
 from driftway.checks import InputError, choice, count, require
 from driftway.data import Columns, Encoding, encoding_of, read_columns
 
@@ -34,6 +35,8 @@ class Options:
     drop: tuple[str, ...]
     steps: int
     seed: int
+    approximation: str = "auto"
+    features: int = 1000
 
     def __post_init__(self) -> None:
         """Check what can be checked before the work.
@@ -44,6 +47,8 @@ class Options:
         choice("method", self.method, METHODS)
         count("steps", self.steps)
         count("seed", self.seed, least=0)
+        choice("approximation", self.approximation, APPROXIMATIONS)
+        count("features", self.features)
 
     @property
     def written(self) -> dict[str, Any]:
@@ -124,7 +129,8 @@ def prepare(chosen: Options) -> Prepared:
 
 def fit(chosen: Options, rows: Prepared) -> Any:
     """The fitted estimator; what it has to say is in its explanation."""
-    made: Any = METHODS[chosen.method](max_iter=chosen.steps, random_state=chosen.seed)
+    made: Any = METHODS[chosen.method](max_iter=chosen.steps, random_state=chosen.seed, approximation=chosen.approximation,
+                                       features=chosen.features)  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return made.fit(rows.X, rows.y, rows.domain, rows.weight)

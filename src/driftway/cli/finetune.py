@@ -12,6 +12,7 @@ import typer
 
 from driftway import checks, store
 from driftway.cli import COMMANDS
+from driftway.cli.folders import CHECKPOINTS, MODEL, REPORT, RUN, SPECTRUM, STUDY, free, note, noted
 from driftway.cli.terminal import err, out, say_study, typed, working
 from driftway.cli.tuning import Options, Setup, foresee, prepare
 from driftway.data import read_texts
@@ -44,8 +45,7 @@ Budget = Annotated[float, typer.Option(help="seconds for the kernel")]
 Rows = Annotated[int, typer.Option(help="most rows of the kernel")]
 Seed = Annotated[int, typer.Option(help="of everything random")]
 Threads = Annotated[int | None, typer.Option(help="of PyTorch")]
-STUDY, RUN, SPECTRUM, REPORT = "stop.json", "run.json", "spectrum.safetensors", "report.html"
-MODEL, CHECKPOINTS = "model", "checkpoints"
+FORESEEN = (STUDY, SPECTRUM, REPORT)  # by `stop`, which may be done again
 
 
 @app.command()
@@ -58,14 +58,15 @@ def stop(model: Model, data: Data, output: Out, text: Text = "text", label: Labe
     _use(threads)
     chosen = Options(model, data, output, text, label, kind, split, scope, rule, optimizer, lr, batch, epochs, schedule, warmup, loss,
                      head, lora, length, budget, rows, seed)  # fmt: skip
-    _free(output)
-    with working("computing the kernel", total=None), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        setup = prepare(chosen)
-        study = foresee(setup)
-    _save(setup, study)
-    say_study(study)
-    _report(setup, study)
+    with store.writing("out", output):
+        _free(output)
+        with working("computing the kernel", total=None), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            setup = prepare(chosen)
+            study = foresee(setup)
+        _save(setup, study)
+        say_study(study)
+        _report(setup, study)
 
 
 @app.command()
@@ -80,19 +81,26 @@ def run(model: Model, data: Data, output: Out, text: Text = "text", label: Label
     _use(threads)
     chosen = Options(model, data, output, text, label, kind, split, scope, rule, optimizer, lr, batch, epochs, schedule, warmup, loss,
                      head, lora, length, budget, rows, seed)  # fmt: skip
-    if resume:
-        _same(chosen)
-    else:
-        _free(output)
+    with store.writing("out", output):
+        if resume:
+            _same(chosen)
+        else:
+            _free(output)
+        _run(chosen, test, resume=resume)
+
+
+def _run(chosen: Options, test: Path | None, *, resume: bool) -> None:
+    """A run in a folder that nobody else writes to."""
+    output = chosen.output
     checkpoint = _checkpoint(output) if resume else None
     setup = prepare(chosen, resumed=checkpoint is not None)
-    from driftway.cli.training import Hooks, errors, quiet, train  # late: it imports transformers
+    from driftway.cli.training import Hooks, errors, quiet, saving, train  # late: it imports transformers
 
-    held = None if test is None else read_texts("test", test, text=text, label=label, classes=setup.texts.classes)
+    held = None if test is None else read_texts("test", test, text=chosen.text, label=chosen.label, classes=setup.texts.classes)
 
     def on_study(study: Study) -> None:
         _save(setup, study)
-        _write(output / RUN, {"options": chosen.written, "finished": False})
+        note(output / RUN, {"options": chosen.written, "finished": False})
         say_study(study)
 
     with deferred_interrupt() as interrupted, working("training") as on_step:
@@ -100,7 +108,7 @@ def run(model: Model, data: Data, output: Out, text: Text = "text", label: Label
     if training is None:
         err.print(f"saved in {output}; continue with: {typed(again=True)}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
-    with quiet():
+    with quiet(), saving(output):
         _save_model(setup)
     if held is not None:
         training = replace(training, test=errors(setup, held.texts, held.labels))
@@ -109,10 +117,10 @@ def run(model: Model, data: Data, output: Out, text: Text = "text", label: Label
         if sentence not in study.stop.violations:
             out.print(f"- {sentence}", markup=False, soft_wrap=True)
     out.print(happened(study, training), markup=False, soft_wrap=True, style="bold")
-    _write(output / RUN, {"options": chosen.written, "finished": True, **asdict(training)})
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     out.print(f"model: {output / MODEL}", markup=False, soft_wrap=True)
     _report(setup, study, training)
+    note(output / RUN, {"options": chosen.written, "finished": True, **asdict(training)})  # last: until now it can be resumed
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 
 def _use(threads: int | None) -> None:
@@ -122,38 +130,40 @@ def _use(threads: int | None) -> None:
 
 def _free(folder: Path) -> None:
     """An error if there is a run in the folder."""
-    checks.require(not folder.exists() or folder.is_dir(), "out", expected="a folder", got=f"the file {folder}", cure="name another one")
-    taken = next((name for name in (RUN, MODEL) if (folder / name).exists()), None)
-    checks.require(taken is None, "out", expected="a folder without a run", got=f"{taken} in {folder}",
-                   cure="continue that run by --resume, or name another folder")  # fmt: skip
+    free(folder, (*FORESEEN, CHECKPOINTS), cure="continue that run by --resume, or name another folder")
 
 
 def _same(chosen: Options) -> None:
     """An error unless the folder holds a run with these options that is not finished."""
-    file = chosen.output / RUN
-    checks.require(file.is_file(), "resume", expected=f"a run to continue in {chosen.output}", got=f"no {RUN} there",
+    checks.require((chosen.output / RUN).is_file(), "resume", expected=f"a run to continue in {chosen.output}", got=f"no {RUN} there",
                    cure="leave out --resume")  # fmt: skip
-    held = json.loads(file.read_text())
+    held = noted(chosen.output)
+    checks.require("finished" in held and isinstance(held.get("options"), dict), "resume", expected=f"a fine-tuning run in {chosen.output}",
+                   got=f"another, or a damaged {RUN}", cure="name another folder")  # fmt: skip
+    if held["finished"]:
+        shutil.rmtree(chosen.output / CHECKPOINTS, ignore_errors=True)  # if it was killed after its end
     checks.require(not held["finished"], "resume", expected="a run that was interrupted", got=f"a finished one in {chosen.output}",
                    cure="name another folder")  # fmt: skip
-    other = {name: value for name, value in held["options"].items() if name != "output" and value != chosen.written[name]}
+    other = {name: value for name, value in held["options"].items() if name != "output" and value != chosen.written.get(name)}
     checks.require(not other, "resume", expected="the options of the run, " + ", ".join(f"{name}={value}" for name, value in other.items()),
-                   got=", ".join(f"{name}={chosen.written[name]}" for name in other), cure="pass the same ones")  # fmt: skip
+                   got=", ".join(f"{name}={chosen.written.get(name)}" for name in other), cure="pass the same ones")  # fmt: skip
 
 
 def _checkpoint(folder: Path) -> Path | None:
-    """The newest one; None if there is none."""
-    found = (folder / CHECKPOINTS).glob("checkpoint-*")
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest that is whole; None if there is none. Others are removed: a run would add its files to them."""
+    whole = []
+    for path in (folder / CHECKPOINTS).glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())  # written last
+            whole.append(path)
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _save(setup: Setup, study: Study) -> None:
     save_study(setup.chosen.output / SPECTRUM, study)
-    _write(setup.chosen.output / STUDY, {"command": typed(), "options": setup.chosen.written, **study.plain()})
-
-
-def _write(path: Path, known: dict[str, object]) -> None:
-    store.write_file(path, (json.dumps({"version": store.VERSION, **known}, indent=2) + "\n").encode())
+    note(setup.chosen.output / STUDY, {"command": typed(), "options": setup.chosen.written, **study.plain()})
 
 
 def _save_model(setup: Setup) -> None:
@@ -161,9 +171,13 @@ def _save_model(setup: Setup) -> None:
     place = setup.chosen.output / MODEL
     partial = place.with_name(f".{MODEL}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    setup.language.model.save_pretrained(partial)  # type: ignore[operator] (a model of transformers or peft)
-    setup.language.tokenizer.save_pretrained(partial)
-    partial.replace(place)
+    try:
+        setup.language.model.save_pretrained(partial)  # type: ignore[operator] (a model of transformers or peft)
+        setup.language.tokenizer.save_pretrained(partial)
+        shutil.rmtree(place, ignore_errors=True)  # of this run, if it was killed after this
+        partial.replace(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _report(setup: Setup, study: Study, training: Training | None = None) -> None:

@@ -13,9 +13,8 @@ from driftway import store
 from driftway.adapt.folder import load
 from driftway.adapt.influence import reach
 from driftway.checks import InputError, require
+from driftway.cli.folders import RUN
 from driftway.data import Columns, Encoding, read_columns
-
-RUN = "run.json"
 
 
 def table_of(encoding: Encoding, outputs: Sequence[str]) -> dict[str, Any]:

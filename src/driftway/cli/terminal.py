@@ -63,8 +63,10 @@ def say_certificate(certificate: Certificate, *, proven: bool) -> None:
 
 
 def say_evaluation(evaluation: Evaluation) -> None:
-    """Print the table of quality against steps."""
+    """Print the table of quality against steps, and that of distances in a kernel if there is one."""
     _say_table(evaluation.rows())
+    if evaluation.kernel:
+        _say_table(evaluation.kernel_rows())
 
 
 def say_study(study: Study) -> None:

@@ -1,5 +1,9 @@
 """A fine-tuning run by transformers' Trainer that stops at the computed time."""
 
+import errno
+import os
+import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -16,6 +21,7 @@ from driftway.cli.tuning import Setup, schedule_name, study_of
 from driftway.finetune.intake import PASS, rates
 from driftway.finetune.trainer import SpectralStopping
 from driftway.report import Study, Training
+from driftway.store import naming
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def train(setup: Setup, hooks: Hooks, *, folder: Path, checkpoint: Path | None) 
 
     Raises:
         InputError: if the stop cannot be computed.
+        OSError: if a checkpoint cannot be written; the one before is kept.
     """
     chosen, texts, language = setup.chosen, setup.texts, setup.language
     descent = chosen.optimizer == "sgd"
@@ -73,7 +80,7 @@ def train(setup: Setup, hooks: Hooks, *, folder: Path, checkpoint: Path | None) 
                       data_collator=DataCollatorWithPadding(language.tokenizer), callbacks=[spectral, watch],
                       compute_loss_func=_huber if chosen.loss == "huber" else None)  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    with quiet():
+    with quiet(), saving(folder):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if watch.left:
         return None
@@ -97,6 +104,21 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Make what safetensors and PyTorch say of a file that cannot be written an error of the system that names the folder."""
+    try:
+        with naming(folder):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        known = re.search(r"os error (\d+)", str(error))
+        if known is None and "PytorchStreamWriter" not in str(error):
+            raise
+        full = shutil.disk_usage(folder if folder.exists() else folder.parent).free < 2**20
+        number = int(known[1]) if known else errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 @torch.no_grad()

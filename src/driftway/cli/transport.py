@@ -1,5 +1,6 @@
 """`driftway transport fit | sample | evaluate`."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,9 @@ import torch
 import typer
 from torch import Tensor
 
-from driftway import checks
+from driftway import checks, store
 from driftway.cli import COMMANDS
+from driftway.cli.folders import REPORT, free
 from driftway.cli.terminal import err, out, progress, say_certificate, say_evaluation, typed
 from driftway.data import Table, read_images, read_labelled, read_table, writable, write_table
 from driftway.parallel import launched
@@ -18,6 +20,7 @@ from driftway.report import evaluate as evaluate_model
 from driftway.report import write_report
 from driftway.transport import Interrupted, Problem, Settings, TransportModel, held_labels, held_rows
 from driftway.transport import fit as fit_transport
+from driftway.transport.checkpoint import CHECKPOINT
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=COMMANDS["transport"])
 
@@ -66,22 +69,26 @@ def fit(
     x, y = (None if side is None else side.values.to(device) for side in (other, rows))
     settings = replace(DEFAULT, width=width, depth=depth, batch=batch, candidates=candidates, lr=lr, components=components, base=base,
                        dropout=dropout, precision=precision, compiled=compiled)  # fmt: skip
-    with progress(steps, max_seconds, shown=group.main) as on_step:
-        try:
-            model = fit_transport(
-                x, y, labels=rows.labels, source_labels=None if other is None else other.labels,
-                problem=Problem(horizon, float(sigma), eps), family=family,
-                steps=steps, max_seconds=max_seconds, gap=gap, seed=seed, settings=settings, standardize=standardize,
-                holdout=holdout, checkpoint_seconds=checkpoint_seconds, on_step=on_step, out=output,
-                resume=output if resume else None, group=group,
-            )  # fmt: skip
-        except Interrupted as stop:
-            err.print(f"saved in {stop.folder}; continue with: {typed(again=True)}", markup=False, soft_wrap=True)
-            raise typer.Exit(130) from None
-    if not group.main:
-        return
-    title = f"{source.name} to {target.name}" if source else f"the standard normal to {target.name}"
-    finish(model, output, source_is_data=x is not None, names=rows.names, title=title, command=typed())
+    with store.writing("out", output) if group.main else nullcontext():
+        if not resume:
+            own = (CHECKPOINT, store.CONFIG, store.TENSORS)  # of these a fit says more
+            free(output, (*own, REPORT) if (output / CHECKPOINT).exists() else own)
+        with progress(steps, max_seconds, shown=group.main) as on_step:
+            try:
+                model = fit_transport(
+                    x, y, labels=rows.labels, source_labels=None if other is None else other.labels,
+                    problem=Problem(horizon, float(sigma), eps), family=family,
+                    steps=steps, max_seconds=max_seconds, gap=gap, seed=seed, settings=settings, standardize=standardize,
+                    holdout=holdout, checkpoint_seconds=checkpoint_seconds, on_step=on_step, out=output,
+                    resume=output if resume else None, group=group,
+                )  # fmt: skip
+            except Interrupted as stop:
+                err.print(f"saved in {stop.folder}; continue with: {typed(again=True)}", markup=False, soft_wrap=True)
+                raise typer.Exit(130) from None
+        if not group.main:
+            return
+        title = f"{source.name} to {target.name}" if source else f"the standard normal to {target.name}"
+        finish(model, output, source_is_data=x is not None, names=rows.names, title=title, command=typed())
 
 
 def finish(model: TransportModel, folder: Path, *, source_is_data: bool, names: tuple[str, ...], title: str, command: str) -> None:
@@ -133,15 +140,18 @@ def evaluate(
     labels: Annotated[str | None, typer.Option(help="column (npz: key) with the target's labels, or 'folder'")] = None,
     report: Annotated[Path | None, typer.Option(help="also write a report page here")] = None,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    kernel: Annotated[str, typer.Option(help="of the distance beside W2 (MMD): rbf, nngp or ntk")] = "rbf",
 ) -> None:
     """Quality against steps, with the same-law floor and the certificate, on held-out rows."""
+    checks.require(report is None or (report.name != "" and not report.is_dir()), "--report", expected="a file to write", got=str(report),
+                   cure="name it, e.g. --report report.html")  # fmt: skip
     model = TransportModel.load(run)
     rows, other = _read_both(source, target, labels=labels, dtype=model.scaler.shift.dtype)
     checks.require(model.scaler.noise == (other is None), "source", expected="none, as the run's source is the standard normal"
                    if model.scaler.noise else "held-out source rows", got="none" if other is None else "a file",
                    cure="give what the run was trained with")  # fmt: skip
     x, y = None if other is None else other.values, rows.values
-    evaluation = evaluate_model(model, x, y, labels=rows.labels, seed=seed)
+    evaluation = evaluate_model(model, x, y, labels=rows.labels, seed=seed, kernel=kernel)
     say_certificate(evaluation.certificate, proven=model.problem.sigma == 0)
     say_evaluation(evaluation)
     if report is not None:

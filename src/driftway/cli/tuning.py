@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from driftway.checks import choice, count, real, require
+from driftway.checks import seed as checked_seed
 from driftway.data import Texts, read_texts
 from driftway.finetune import Schedule
 from driftway.finetune.heads import Head, head, one_hot
@@ -61,8 +62,9 @@ class Options:
         """
         for name, known in (("rule", ALONE), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss", tuple(LOSSES)), ("head", HEADS)):
             choice(name, getattr(self, name), known)
-        for name, least in (("batch", 1), ("warmup", 0), ("length", 2), ("rows", LEAST), ("seed", 0)):
+        for name, least in (("batch", 1), ("warmup", 0), ("length", 2), ("rows", LEAST)):
             count(name, getattr(self, name), least=least)
+        checked_seed("seed", self.seed)
         for name in ("epochs", "budget", *(() if self.lr is None else ("lr",))):
             real(name, getattr(self, name), least=0, strict=True)
         if self.lora is not None:

@@ -73,6 +73,14 @@ class Cells:
         return index + 1 if self.rows is None else self.rows[index]
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a path; one that the system cannot look for, such as a name too long, is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def cell_number(text: str) -> float | None:
     """The number that a csv cell holds, or None. True and False are 1 and 0; an underscore makes text."""
     try:

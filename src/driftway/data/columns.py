@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from driftway.checks import InputError, require
-from driftway.data.cells import Source, cell_number
+from driftway.data.cells import Source, cell_number, exists
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 EMPTY = ("", "na", "n/a", "nan", "null")
@@ -72,7 +72,7 @@ def read_columns(argument: str, path: str | Path, *, only: Collection[str] | Non
     """
     path = Path(path)
     source, known = Source(argument, path, None, None, None), f"a file ending in {', '.join(ENDINGS)}"
-    require(path.exists(), argument, expected=known, got=f"{path}, which does not exist", cure="check the path")
+    require(exists(path), argument, expected=known, got=f"{str(path)!r:.200}, which does not exist", cure="check the path")
     require(path.is_file() and path.suffix.lower() in ENDINGS, argument, expected=known, got=str(path), cure="convert it to one of those")
     if path.stat().st_size == 0:
         source.fail("rows with names of columns", "an empty file, nothing", "write the file again")

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from driftway.checks import InputError, require
-from driftway.data.cells import Cells, Source, cell_number
+from driftway.data.cells import Cells, Source, cell_number, exists
 
 # What the parsers raise on a damaged file: zipfile a RuntimeError for a locked one, numpy a MemoryError for a false shape.
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, RuntimeError, MemoryError, OverflowError,
@@ -166,11 +166,11 @@ def locate(argument: str, path: Path, columns: Sequence[str] | None, label: str 
     """The file under reading, found and of a known kind; a key is taken off its name."""
     key = None
     inside = re.fullmatch(r"(.+\.npz):([^:]+)", str(path), re.IGNORECASE)
-    if inside and not path.exists():
+    if inside and not exists(path):
         path, key = Path(inside[1]), inside[2]
     known = f"a file ending in {', '.join(_READERS)}"
+    require(exists(path), argument, expected="a file", got=f"{str(path)!r:.200}, which does not exist", cure="check the path")
     require(not path.is_dir(), argument, expected=known, got=f"{path}, a directory", cure="name a file in it")
-    require(path.exists(), argument, expected="a file", got=f"{path}, which does not exist", cure="check the path")
     require(path.suffix.lower() in _READERS, argument, expected=known, got=str(path), cure="convert it to one of those")
     return Source(argument, path, key, columns, label)
 

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftway.checks import InputError, choice, require
-from driftway.data.cells import Source, cell_number
+from driftway.data.cells import Source, cell_number, exists
 from driftway.data.images import encode
 
 LEAST, FEW, MOST = 20, 20, 1000  # rows; classes that whole numbers may be; classes
@@ -85,7 +85,7 @@ def read_texts(argument: str, path: str | Path, *, text: str = "text", label: st
     source = Source(argument, path, None, None, label)
     choice("kind", kind, ("auto", "classes", "numbers"))
     known = f"a file ending in {', '.join(ENDINGS)}, or {SAVED}"
-    require(path.exists(), argument, expected=known, got=f"{path}, which does not exist", cure="check the path")
+    require(exists(path), argument, expected=known, got=f"{str(path)!r:.200}, which does not exist", cure="check the path")
     require(path.is_dir() or path.suffix.lower() in ENDINGS, argument, expected=known, got=str(path), cure="convert it to one of those")
     try:
         columns = _folder(source, text, split) if path.is_dir() else _file(source, text, split)
@@ -140,6 +140,8 @@ def _folder(source: Source, text: str, split: str | None) -> _Columns:
         split = "train" if split is None else split
         if split not in splits:
             source.fail(f"a split among {', '.join(splits)}", f"no split {split!r}", "choose from those names")
+        if Path(split).name != split:
+            source.fail("a split of the data set", f"{split!r}", "choose from those names")
         path = path / split
     elif split is not None:
         source.fail("no split for a single data set", f"split {split!r}", "leave it out, or name the folder that holds the splits")
@@ -150,6 +152,8 @@ def _folder(source: Source, text: str, split: str | None) -> _Columns:
         source.fail("rows in their order", "a selection of rows (indices)", "call dataset.flatten_indices() before you save it")
     tables = []
     for entry in state["_data_files"]:
+        if Path(entry["filename"]).name != entry["filename"]:
+            source.fail("names of files in the data set", f"{entry['filename']!r}", "save it again by its method save_to_disk")
         with pa.memory_map(str(path / entry["filename"])) as file, pa.ipc.open_stream(file) as stream:
             tables.append(stream.read_all())
     if not tables:

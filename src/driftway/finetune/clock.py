@@ -6,6 +6,8 @@
 The scale belongs to the loss (probe.py), the pace to Adam (metric.py). Momentum multiplies the step of plain gradient descent by
 1 / (1 - momentum) once it has built up. Clipping divides a step by the norm of its gradient where that is too large; under Adam the pace
 sees the smaller gradients, and what is left is how clipping changes from step to step. Growth is that of the kernel.
+
+Equations (F27), (F28): docs/derivations/finetune.md.
 """
 
 from collections.abc import Mapping

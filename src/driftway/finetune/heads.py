@@ -14,6 +14,8 @@ time computed from them is too early. So f_0 of a training row comes from a prob
 label of every row that it was fitted to. Where rows are held out of a kernel, it must be that of a head without them: `Head.half`.
 
 The least squares probe times k is the first Newton step of softmax regression from zero; that is the probe for cross-entropy.
+
+Equation (F21): docs/derivations/finetune.md.
 """
 
 from collections.abc import Iterator

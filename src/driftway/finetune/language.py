@@ -5,6 +5,8 @@
 Decoders often have no b. A head with one is folded into their w by the direction u in which all features are alike,
 
     u = argmin (1/n) |H u - 1|^2 + lam |u|^2,    w' = w + b u^T,    w' h(x) = w h(x) + b u.h(x)        lam = 1e-3 tr(H H^T) / n^2
+
+Equation (F22): docs/derivations/finetune.md.
 """
 
 from collections.abc import Mapping, Sequence

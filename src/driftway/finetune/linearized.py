@@ -4,6 +4,8 @@
 
 Its tangent kernel is that of f at theta_0 wherever delta is, so gradient descent on the squared loss follows `gradient_flow` exactly,
 and task vectors add up: f_lin(x; a + b) - f_0(x) = J(x) a + J(x) b (Ortiz-Jimenez, Favero and Frossard, 2023, eq. 4).
+
+Equation (F29): docs/derivations/finetune.md.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from driftway.checks import InputError
+from driftway.checks import InputError, kind
 from driftway.finetune.taskvector import TaskVector
 from driftway.kernels.tangent.outputs import Forward, forward
 from driftway.kernels.tangent.scope import Scope, select
@@ -43,12 +45,14 @@ class Linearized(nn.Module):
 
     def __init__(self, model: nn.Module, *, scope: Scope = "all", forward: Forward = forward, at: TaskVector | None = None) -> None:
         super().__init__()
+        chosen = select(model, scope)
         copied: Any = deepcopy(model)
         if getattr(getattr(copied, "config", None), "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
             copied.set_attn_implementation("eager")  # kernels of other libraries have no tangents
         self.base = _Read(copied.requires_grad_(False).eval(), forward)
-        chosen = select(model, scope)
         self.names = tuple(chosen)
+        if at is not None:
+            kind("at", at, TaskVector, "a task vector")
         start = {} if at is None else at.tensors
         contained("scope", chosen, "the task vector", start)
         self.delta = nn.ParameterList()

@@ -17,18 +17,22 @@ The best c minimises sum_A omega_A L_A(c) + (ridge/2) |c|^2, if wanted over c >=
 
 Inner products of vectors are forms of the same kernels, <tau_k, tau_l> = w_k.K_kl w_l. Ilharco et al. (2023) add task vectors;
 Ortiz-Jimenez et al. (2023) explain when it works by the tangent kernel.
+
+Equations (F30), (F31), (F32), (F33): docs/derivations/finetune.md.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import nnls
 from torch import Tensor
 
-from driftway.checks import real, require
+from driftway.checks import kind, moderate, numbers, real, require, shaped
 from driftway.finetune.taskvector import TaskVector
 from driftway.kernels import TangentFeatures, gradient_flow
 
@@ -83,11 +87,16 @@ def plan_merge(changes: Sequence[Tensor], residuals: Sequence[Tensor], *, weight
     Raises:
         InputError: if shapes disagree, numbers are not finite, or weights leave the best c undetermined.
     """
+    changes = [numbers(f"changes[{A}]", D).detach() for A, D in enumerate(_listed("changes", changes))]
+    residuals = [numbers(f"residuals[{A}]", r).detach() for A, r in enumerate(_listed("residuals", residuals))]
+    require(all(D.ndim > 1 for D in changes), "changes", expected="shape (m, n, *k) for each task", got="a vector or a number",
+            cure="pass changes(features, vectors) of all tasks")  # fmt: skip
     T, m = len(residuals), len(changes[0]) if len(changes) else 0
     require(len(changes) == T and 1 <= m <= T, "changes", expected="one entry for each task, of as many vectors at most",
             got=f"{len(changes)} entries for {T} tasks, {m} vectors", cure="pass changes(features, vectors) of all tasks")  # fmt: skip
-    labels = [f"task {A}" for A in range(T)] if names is None else list(names)
-    omega = torch.tensor([1.0] * T if weights is None else [real("weights", w) for w in weights], dtype=torch.float64)
+    kind("nonnegative", nonnegative, bool, "True or False")
+    labels = [f"task {A}" for A in range(T)] if names is None else [str(name) for name in _listed("names", names)]
+    omega = torch.tensor([1.0] * T if weights is None else [real("weights", w) for w in _listed("weights", weights)], dtype=torch.float64)
     ridge = real("ridge", ridge, least=0.0)
     for given, argument in ((labels, "names"), (omega, "weights")):
         require(len(given) == T, argument, expected=f"{T}, one for each task", got=len(given), cure="pass as many")
@@ -103,6 +112,13 @@ def plan_merge(changes: Sequence[Tensor], residuals: Sequence[Tensor], *, weight
     return MergePlan(c, losses, level, alone, interference, level, slope, curvature, remarks)
 
 
+def _listed(argument: str, value: Any) -> Any:
+    """A list, of one entry for each task; an array of several axes is one."""
+    known = isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
+    require(known, argument, expected="a list with one entry for each task", got=type(value).__name__, cure="pass a list")
+    return value
+
+
 def changes(features: Sequence[TangentFeatures], vectors: Sequence[TaskVector]) -> list[Tensor]:
     """D_Ak = J_A tau_k for all tasks and vectors, for each task (m, n, *k) in float64: a pass over the factors for each pair.
 
@@ -113,6 +129,8 @@ def changes(features: Sequence[TangentFeatures], vectors: Sequence[TaskVector]) 
     Raises:
         InputError: if the features sum over outputs, or lack a parameter of a vector.
     """
+    for vector in _listed("vectors", vectors):
+        kind("vectors", vector, TaskVector, "a list of task vectors")
     return [torch.stack([change(own, vector) for vector in vectors]) for own in features]
 
 
@@ -159,6 +177,9 @@ def sample_weights(K: Float[Tensor, "N N"], residual: Float[Tensor, "n *k"], *, 
     Raises:
         InputError: if sizes disagree, or numbers are out of range.
     """
+    residual, K = numbers("residual", residual), numbers("K", K)
+    require(residual.ndim in (1, 2), "residual", expected="shape (n,) or (n, k)", got=f"shape {tuple(residual.shape)}",
+            cure="pass y - f_0 of each row")  # fmt: skip
     r = residual.double().flatten()
     require(K.shape == (len(r), len(r)), "K", expected=f"shape ({len(r)}, {len(r)}), a row for each number of residual",
             got=tuple(K.shape), cure='take the Gram matrix of outputs="full", or residuals (n,)')  # fmt: skip
@@ -171,11 +192,21 @@ def kernel_changes(K: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], res
     """D_Ak = K_Ak w_k for all tasks and vectors, for each task (m, n, *k), from kernels alone.
 
     Args:
-        K: K[A][k] (N, M), `features[A].cross(features[k])`.
+        K: `K[A][k]`, (N, M): `features[A].cross(features[k])`.
         weights: w_k (M,) of `sample_weights`.
         residuals: (n, *k) of each task, for the shapes.
+
+    Raises:
+        InputError: if there is not one matrix for each task and vector, or sizes disagree.
     """
-    return [torch.stack([(K_Ak.double() @ w).view(r.shape) for K_Ak, w in zip(row, weights, strict=True)])
+    weights = [shaped(f"weights[{k}]", w, (None,)) for k, w in enumerate(_listed("weights", weights))]
+    residuals = [numbers(f"residuals[{A}]", r) for A, r in enumerate(_listed("residuals", residuals))]
+    require(len(_listed("K", K)) == len(residuals) > 0 and all(len(_listed("K", row)) == len(weights) for row in K) and len(weights) > 0, "K",
+            expected=f"{len(residuals)} rows of {len(weights)} matrices, a row for each task", got="others",
+            cure="pass [[a.cross(b) for b in features] for a in features]")  # fmt: skip
+    K = [[shaped(f"K[{A}][{k}]", K_Ak, (r.numel(), len(w))).to(w.dtype) for k, (K_Ak, w) in enumerate(zip(row, weights, strict=True))]
+         for A, (row, r) in enumerate(zip(K, residuals, strict=True))]  # fmt: skip
+    return [torch.stack([(K_Ak.double() @ w.double()).view(r.shape) for K_Ak, w in zip(row, weights, strict=True)])
             for row, r in zip(K, residuals, strict=True)]  # fmt: skip
 
 
@@ -193,6 +224,8 @@ def _quadratic(first: str, D: Tensor, second: str, r: Tensor, m: int) -> tuple[T
             got=tuple(D.shape), cure="take both of the same rows and outputs")  # fmt: skip
     require(bool(D.isfinite().all() & r.isfinite().all()), first, expected="finite numbers, also in the residuals",
             got="NaN or infinite ones", cure="drop such rows")  # fmt: skip
+    moderate(first, D)
+    moderate(second, r)
     D, y, n = D.double().cpu().flatten(1), r.double().cpu().flatten(), len(r)
     return y @ y / (2 * n), D @ y / n, D @ D.mT / n
 

@@ -13,6 +13,8 @@ Adam moves scores by w K u / n for each unit of learning rate. As gradients shri
 The kernel of signs has no unit of time: c makes the loss begin to fall as fast as under Adam. With G the gradient on all rows,
 
     rate of Adam = sum_p G_p^2 / v_p^(1/2)        rate of the kernel = u.K u / n^2        c = their ratio
+
+Equations (F23), (F24), (F26): docs/derivations/finetune.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -9,6 +9,8 @@
 (`logistic.working_problem`.) The mean squared error of regression and the mean of k binary losses are those of transformers.
 
 Optimizers other than gradient descent have a kernel of their own (metric.py).
+
+Equations (F1), (F20): docs/derivations/finetune.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,8 @@
 
 (Ilharco et al., 2023, section 2). Differences of half-precision weights are taken and kept in single precision; what they are added
 to keeps its dtype.
+
+Equation (F30): docs/derivations/finetune.md.
 """
 
 import shutil
@@ -19,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from driftway.checks import InputError, real, require
+from driftway.checks import InputError, kind, real, require
 from driftway.kernels.tangent.scope import Scope, select
 from driftway.params import Params, aligned, combine, contained, dot, parameters, place
 from driftway.store import read_folder, write_file, write_folder
@@ -55,11 +57,12 @@ class TaskVector:
         """
         require(base is not tuned, "tuned", expected="other weights than base", got="the same object",
                 cure="keep a copy before training: copy.deepcopy(model)")  # fmt: skip
-        a, b = parameters(base), parameters(tuned)
+        a, b = parameters(base, "base"), parameters(tuned, "tuned")
         if isinstance(base, nn.Module) != isinstance(tuned, nn.Module):  # the state dict has buffers and tied names besides
             module = base if isinstance(base, nn.Module) else tuned
             own, beside = parameters(module), module.state_dict() if isinstance(module, nn.Module) else {}
             a, b = ({name: t for name, t in side.items() if name in own or name not in beside} for side in (a, b))
+        require(bool(a), "base", expected="at least one floating tensor", got="none", cure="pass weights")
         aligned("base", a, "tuned", b)
         names = _in_scope(base, tuned, a, scope)
         return cls({name: _wide(b[name]).to(a[name].device) - _wide(a[name]) for name in names})
@@ -84,6 +87,7 @@ class TaskVector:
         Raises:
             InputError: if names or shapes differ.
         """
+        kind("other", other, TaskVector, "a task vector")
         return dot(self.tensors, other.tensors)
 
     def norm(self) -> float:
@@ -96,6 +100,7 @@ class TaskVector:
         Raises:
             InputError: if names or shapes differ, or a vector is zero.
         """
+        kind("other", other, TaskVector, "a task vector")
         size = self.norm() * other.norm()
         require(size > 0, "other", expected="two vectors other than zero", got="zero", cure="check that the model was trained at all")
         return self.dot(other) / size
@@ -148,6 +153,9 @@ class TaskVector:
         config, tensors = read_folder("folder", Path(folder))
         require(config.get("kind") == KIND, "folder", expected="a task vector", got=f"a {config.get('kind', 'model')}",
                 cure="name a folder that TaskVector.save wrote")  # fmt: skip
+        odd = [name for name, tau in tensors.items() if not (tau.is_floating_point() and bool(tau.isfinite().all()))]
+        require(len(tensors) > 0 and not odd, "folder", expected="finite floating tensors", got=", ".join(odd[:3]) or "no tensors",
+                cure="the folder was changed or is damaged: save the vector again")  # fmt: skip
         return cls(tensors)
 
     def export(self, base: str | Path, folder: str | Path, scale: float | int = 1.0) -> None:
@@ -196,6 +204,8 @@ def combined(vectors: Sequence[TaskVector], coefficients: Sequence[float | int] 
         InputError: if names or shapes differ, there is no vector, or not one finite coefficient for each.
     """
     require(len(vectors) > 0, "vectors", expected="at least one task vector", got="none", cure="pass some")
+    for vector in vectors:
+        kind("vectors", vector, TaskVector, "a task vector")
     c = [1.0] * len(vectors) if coefficients is None else [real("coefficients", entry) for entry in coefficients]
     require(len(c) == len(vectors), "coefficients", expected=f"{len(vectors)}, one for each vector", got=len(c), cure="pass as many")
     return TaskVector(combine(c, [vector.tensors for vector in vectors]))
@@ -205,6 +215,8 @@ def _in_scope(base: Weights, tuned: Weights, named: Params, scope: Scope) -> lis
     module = base if isinstance(base, nn.Module) else tuned
     if isinstance(module, nn.Module):
         return [name for name in select(module, scope) if name in named]
+    require(isinstance(scope, str | list | tuple) and all(isinstance(entry, str) for entry in scope) and len(scope) > 0, "scope",
+            expected="a glob or a list of globs", got=repr(scope)[:80], cure='pass scope="all"')  # fmt: skip
     globs = ["*" if entry == "all" else entry for entry in ([scope] if isinstance(scope, str) else scope)]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in named):
@@ -223,6 +235,7 @@ def _plus(theta: Tensor, scale: float, tau: Tensor) -> Tensor:
 
 def _write(model: nn.Module, vector: TaskVector, scale: float) -> Sequence[tuple[Tensor, Tensor]]:
     """Write theta + scale tau into a model; the parameters, with copies of what they were."""
+    kind("model", model, nn.Module, "a module")
     own = dict(model.named_parameters(remove_duplicate=False))
     contained("model", own, "the task vector", vector.tensors)
     before = [(own[name], own[name].detach().clone()) for name in vector.tensors]

@@ -24,6 +24,8 @@ function, Stein's lemma applied twice gives
 
 The angle of two nearly parallel rows comes from c with an error of the square root of the rounding error: so does Tdot. T does not
 suffer. Errors are relative to r_1 r_2: where ReLU rows are opposite, T and Tdot are small differences.
+
+Equations (K1), (K2), (K3), (K4): docs/derivations/kernels.md.
 """
 
 import math

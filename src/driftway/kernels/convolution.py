@@ -16,6 +16,8 @@ readout `width` times the pixels that it sees; [bias] as in `infinite`.
 
 Pairs of images are computed in blocks that fit a cache and the budget of memory. With gradients, each block is computed again in the
 backward pass.
+
+Equations (K11), (K12), (K13): docs/derivations/kernels.md.
 """
 
 from collections.abc import Sequence

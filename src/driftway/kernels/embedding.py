@@ -11,6 +11,8 @@ and weights that do not depend on them it is unbiased, and so it may be negative
 
 Precision: MMD^2 is a small difference of large numbers. So kernels are evaluated, and sums taken, in float64, whatever the dtype of the
 points; the result is rounded to that dtype at the end. `kernel.to(torch.float32)` keeps a kernel in float32 where that is good enough.
+
+Equations (K26), (K27), (K28): docs/derivations/kernels.md.
 """
 
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import choice, require
+from driftway.checks import choice, kind, numbers, require, shaped
 from driftway.kernels.base import Kernel, blocks, points
 from driftway.kernels.memory import row_slices
+from driftway.linalg.operator import symmetric_matrix
 
 STATISTICS = ("v", "u")
 
@@ -62,7 +65,7 @@ class MeanEmbedding:
         Raises:
             InputError: if the points are not like those of the embedding.
         """
-        _, z = points(self.points, y)
+        _, z = points(self.points, _given("y", y))
         return self._at(z, memory).to(z.dtype)
 
     def _at(self, z: Tensor, memory: float | int) -> Tensor:
@@ -90,6 +93,7 @@ def embed(x: object, *, kernel: Kernel, weights: Tensor | None = None) -> MeanEm
     Raises:
         InputError: if the points or weights are not what they should be.
     """
+    kind("kernel", kernel, Kernel, "a kernel")
     x, _ = points(x)
     return MeanEmbedding(x, _weights("weights", weights, x), kernel)
 
@@ -137,8 +141,9 @@ def mmd2_from_gram(K_xx: Float[Tensor, "n n"], K_xy: Float[Tensor, "n m"], K_yy:
         InputError: if weights or statistic are not what they should be.
     """
     choice("statistic", statistic, STATISTICS)
+    K_xx, K_yy = symmetric_matrix("K_xx", K_xx).double(), symmetric_matrix("K_yy", K_yy).double()
+    K_xy = shaped("K_xy", K_xy, (len(K_xx), len(K_yy))).double()
     a, b = _weights("weights_x", weights_x, K_xx), _weights("weights_y", weights_y, K_yy)
-    K_xx, K_xy, K_yy = K_xx.double(), K_xy.double(), K_yy.double()
     xx, yy = a @ K_xx @ a, b @ K_yy @ b
     if statistic == "u":
         xx, yy = _without_self("x", xx, a, K_xx.diagonal()), _without_self("y", yy, b, K_yy.diagonal())
@@ -146,14 +151,30 @@ def mmd2_from_gram(K_xx: Float[Tensor, "n n"], K_xy: Float[Tensor, "n m"], K_yy:
 
 
 def _pair(x: object, y: object, kernel: Kernel, weights_x: Tensor | None, weights_y: Tensor | None) -> tuple[MeanEmbedding, MeanEmbedding]:
-    x, y = points(x, y)
+    x, y = pair(x, y, kernel)
     return MeanEmbedding(x, _weights("weights_x", weights_x, x), kernel), MeanEmbedding(y, _weights("weights_y", weights_y, y), kernel)
+
+
+def pair(x: object, y: object, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Two samples for a kernel.
+
+    Raises:
+        InputError: if one lacks or is unusable, or the kernel is none.
+    """
+    kind("kernel", kernel, Kernel, "a kernel")
+    return points(x, _given("y", y))
+
+
+def _given(argument: str, y: object) -> object:
+    require(y is not None, argument, expected="points", got="None", cure="pass another sample")
+    return y
 
 
 def _weights(argument: str, weights: Tensor | None, like: Tensor) -> Float[Tensor, " n"]:
     n = len(like)
     if weights is None:
         return torch.full((n,), 1 / n, dtype=torch.float64, device=like.device)
+    weights = numbers(argument, weights)
     require(weights.shape == (n,), argument, expected=f"one weight for each of {n} points", got=f"shape {tuple(weights.shape)}",
             cure=f"pass shape ({n},)")  # fmt: skip
     weights = weights.to(like.device, torch.float64)

@@ -15,6 +15,8 @@ again, some rows at a time, and holds the graph of these rows only.
 
 In float32, entries are correct to 1e-6 of (k_ii k_jj)^(1/2), except for the NTK of nearly parallel rows under ABReLU: 2e-4 for each layer
 (see `activations`). Diagonals and equal rows do not suffer.
+
+Equations (K5), (K6), (K7): docs/derivations/kernels.md.
 """
 
 import math
@@ -34,6 +36,8 @@ from driftway.kernels.network import PARTS, Network, Pair, ProductNetwork
 
 __all__ = ["FullyConnected", "Network", "Pair", "ProductNetwork"]
 
+MOST = 10_000  # layers
+SMALL = 1e-6  # weights, below which their fourth powers are lost in float32
 HELD = {"cpu": 2**16, "cuda": 2**21}  # entries that the backward pass holds all steps of
 
 
@@ -61,13 +65,15 @@ class FullyConnected(Network):
     width: int = 512
 
     def __post_init__(self) -> None:
-        count("depth", self.depth, least=0)
+        require(count("depth", self.depth, least=0) <= MOST, "depth", expected=f"at most {MOST} layers", got=self.depth, cure="pass fewer")
         count("width", self.width)
         activation(self.activation)
         choice("parameterization", self.parameterization, ("ntk", "standard"))
-        real("w_std", _number(self.w_std), least=0, strict=True)
+        require(SMALL <= real("w_std", _number(self.w_std), least=0, strict=True) <= 1 / SMALL, "w_std", got=_number(self.w_std),
+                expected=f"a number from {SMALL:g} to {1 / SMALL:g}", cure="weights of other sizes under- or overflow")  # fmt: skip
         if self.b_std is not None:
-            real("b_std", _number(self.b_std), least=0)
+            require(real("b_std", _number(self.b_std), least=0) <= 1 / SMALL, "b_std", expected=f"a number up to {1 / SMALL:g}",
+                    got=_number(self.b_std), cure="biases beyond it overflow")  # fmt: skip
 
     def kernels(self, x: Tensor, y: Tensor | None = None) -> Pair:
         return Pair(*self._matrices(PARTS, x, y))

@@ -12,6 +12,8 @@ which starts from theta = c = u_i.u_j with unit rows u_i = (w x_i / d^(1/2), b) 
 clamps c from above and sets parallel rows to c = 1. Rows that are 0 without bias have u_i = 0 and a_i = 0.
 
 Threads work on blocks of their own. A block is at most `TILE` entries, below which torch does not share out an operation.
+
+Equation (K8): docs/derivations/kernels.md.
 """
 
 import contextlib
@@ -64,10 +66,15 @@ def fill(outputs: Sequence[Float[Tensor, "n m"]], left: Float[Tensor, "n d"], ri
     for i in range(0, n, PANEL):
         part = outputs[0][i : i + PANEL, : min(i + PANEL, n) if symmetric else m]  # the product, until its block is worked on
         torch.mm(left[i : i + PANEL], right[: part.shape[1]].mT, out=part)
+    inference = torch.is_inference_mode_enabled()  # the threads do not know
     queue = iter(list(_tiles(n, m, height, size // height, symmetric=symmetric)))
 
     @torch.no_grad()
     def work(_: int) -> None:
+        with torch.inference_mode(inference):
+            take()
+
+    def take() -> None:
         tile, mirror = make(), left.new_empty(size)
         for rows, columns in queue:
             for out, block in zip(outputs, tile(outputs[0][rows, columns], rows, columns), strict=True):

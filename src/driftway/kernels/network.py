@@ -5,6 +5,8 @@ NTK Theta = E[grad f(x) . grad f(x')] (Lee et al., 2018; Jacot et al., 2018). Th
 side, has at initialisation uncorrelated outputs with the kernels
 
     S = S_f S_g,    Theta = Theta_f S_g + S_f Theta_g          (product rule)
+
+Equation (K10): docs/derivations/kernels.md.
 """
 
 from abc import ABC, abstractmethod

@@ -17,6 +17,8 @@ The loss without 1/2 is twice as fast: pass 2t. With Theta_ll/n = U diag(mu) U^T
 
 phi_t = 0 where mu = 0: what Theta does not see is never learned, also for t = inf. A network that starts at fixed weights, such as
 a pretrained one, has the mean with its own f_0 and no covariance.
+
+Equations (K14), (K15), (K16), (K17), (K18): docs/derivations/kernels.md.
 """
 
 import math
@@ -26,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import InputError, require, same_dtype
+from driftway.checks import InputError, moderate, numbers, require, same_dtype, shaped
 from driftway.linalg.operator import symmetric_matrix
 from driftway.linalg.solve import Factor, cholesky
 from driftway.linalg.spectrum import Spectrum, eigendecompose
@@ -50,15 +52,19 @@ class Posterior:
 
     def mean(self, cross: Float[Tensor, "m n"]) -> Float[Tensor, "m *k"]:
         """Posterior mean, from K_*l."""
-        return (cross.double() @ self.alpha).to(self.dtype)
+        return (shaped("cross", cross, (None, len(self.y))).double() @ self.alpha).to(self.dtype)
 
     def covariance(self, cross: Float[Tensor, "m n"], test: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
         """Posterior covariance of f, the same for every output, from K_*l and K_**."""
+        cross = shaped("cross", cross, (None, len(self.y)))
+        test = shaped("test", test, (len(cross), len(cross)))
         W = self.factor.whiten(cross.double().mT)
         return (test.double() - W.mT @ W).to(self.dtype)
 
     def variance(self, cross: Float[Tensor, "m n"], diagonal: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """The diagonal of the covariance, from K_*l and the diagonal of K_**."""
+        cross = shaped("cross", cross, (None, len(self.y)))
+        diagonal = shaped("diagonal", diagonal, (len(cross),))
         return (diagonal.double() - self.factor.whiten(cross.double().mT).square().sum(0)).clamp_min(0).to(self.dtype)
 
     def log_marginal_likelihood(self) -> Float[Tensor, ""]:
@@ -81,8 +87,9 @@ def posterior(K: Float[Tensor, "n n"], y: Float[Tensor, "n *k"], *, noise: float
     Raises:
         InputError: if sizes or dtypes disagree, a number is not finite, or noise is negative.
     """
+    K, y = symmetric_matrix("K", K), numbers("y", y)
     same_dtype("K", K, "y", y)
-    K = symmetric_matrix("K", K).double()
+    K = K.double()
     _targets("y", y, len(K))
     unit = K.diagonal().mean()
     s = _level("noise", noise, K.diagonal()) + _level("relative_noise", relative_noise, unit) * unit
@@ -136,6 +143,8 @@ class GradientFlow:
         require((start is not None) == self.started, "start", expected="f_0 of training rows and of test rows, or of neither",
                 got=f"f_0 of the {'training' if self.started else 'test'} rows only",
                 cure="pass start=f_0(X) to gradient_flow and start=f_0(X_test) to mean")  # fmt: skip
+        cross = shaped("cross", cross, (None, len(self.U)))
+        start = None if start is None else shaped("start", start, (len(cross), *self.r.shape[1:]))
         change = self._change(cross.double() @ self.U / len(self.U), t)
         return (change if start is None else start.double() + change).to(self.dtype)
 
@@ -165,6 +174,7 @@ class GradientFlow:
 
     def _ensemble(self, cross: Tensor, t: float | int | Tensor, nngp_train: Tensor, nngp_cross: Tensor) -> tuple[Tensor, ...]:
         """A_t, K_ll and K_*l in the basis U."""
+        cross = shaped("cross", cross, (None, len(self.U)))
         B = cross.double() @ self.U / len(self.U) * self._phi(t)[..., None, :]
         return B, self.U.mT @ nngp_train.double() @ self.U, nngp_cross.double() @ self.U
 
@@ -175,7 +185,7 @@ class GradientFlow:
         return (P @ (phi[..., None] * c)).reshape(*phi.shape[:-1], len(P), *k)
 
     def _phi(self, t: float | int | Tensor) -> Float[Tensor, "*t j"]:
-        t = torch.as_tensor(t, dtype=self.mu.dtype, device=self.mu.device)
+        t = numbers("t", t).to(self.mu)
         require(bool((t >= 0).all()), "t", expected="times >= 0", got=t.tolist(), cure="pass t=math.inf for the end of training")
         rate, t = self.mu + self.lam, t[..., None]
         return torch.where(t.isinf(), 1.0, -torch.expm1(-rate * t.where(t.isfinite(), 0.0))) / rate  # finite slopes at t = inf too
@@ -199,6 +209,7 @@ def gradient_flow(Theta: Float[Tensor, "n n"] | Spectrum, y: Float[Tensor, "n *k
     if isinstance(Theta, Spectrum):
         spectrum, floor = Theta, Theta.floor
     else:
+        Theta, y = numbers("Theta", Theta), numbers("y", y)
         require(not (Theta.requires_grad and torch.is_grad_enabled()), "Theta", expected="a matrix without gradient", got="one with it",
                 cure="pass Theta.detach(), or for t = inf use posterior(Theta, y, noise=ridge), which is differentiable")  # fmt: skip
         same_dtype("Theta", Theta, "y", y)
@@ -208,8 +219,10 @@ def gradient_flow(Theta: Float[Tensor, "n n"] | Spectrum, y: Float[Tensor, "n *k
     if spectrum.vectors is None:
         raise InputError("Theta", expected="a spectrum with eigenvectors", got="vectors=None",
                          cure="make it with eigendecompose or lanczos")  # fmt: skip
+    y = numbers("y", y)
     _targets("y", y, spectrum.size)
     if start is not None:
+        start = numbers("start", start)
         same_dtype("y", y, "start", start)
         require(start.shape == y.shape, "start", expected=f"shape {tuple(y.shape)}, as y has", got=f"shape {tuple(start.shape)}",
                 cure="pass the outputs of the network on the training rows before training")  # fmt: skip
@@ -222,16 +235,19 @@ def gradient_flow(Theta: Float[Tensor, "n n"] | Spectrum, y: Float[Tensor, "n *k
 
 
 def _targets(argument: str, y: Tensor, n: int) -> None:
-    require(y.ndim in (1, 2) and len(y) == n, argument, expected=f"{n} rows, shape (n,) or (n, k)", got=f"shape {tuple(y.shape)}",
-            cure="pass one row of targets for each training row")  # fmt: skip
+    require(y.ndim in (1, 2) and len(y) == n and y.numel() > 0, argument, expected=f"{n} rows, shape (n,) or (n, k)",
+            got=f"shape {tuple(y.shape)}", cure="pass one row of targets for each training row")  # fmt: skip
     require(bool(y.isfinite().all()), argument, expected="finite numbers", got="NaN or inf", cure="drop such rows")
+    moderate(argument, y)
 
 
 def _level(argument: str, value: float | int | Tensor, like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """A finite number >= 0, or a tensor of them, in the shape of another tensor."""
-    level = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    require(level.ndim == 0 or level.shape == like.shape, argument, expected="one number" + " or (n,)" * like.ndim,
-            got=f"shape {tuple(level.shape)}", cure="pass one number")  # fmt: skip
+    found = numbers(argument, value)
+    level = found.to(like)
+    fits = found.dtype is not torch.bool and (level.ndim == 0 or level.shape == like.shape)
+    require(fits, argument, expected="one number" + " or (n,)" * like.ndim,
+            got=f"shape {tuple(level.shape)}, {found.dtype}", cure="pass one number")  # fmt: skip
     require(bool((level.isfinite() & (level >= 0)).all()), argument, expected="finite numbers >= 0", got=level.tolist(),
             cure="pass a number >= 0")  # fmt: skip
     return level.expand(like.shape)

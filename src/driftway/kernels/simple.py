@@ -59,6 +59,9 @@ class Gaussian(Kernel):
         centre = y.detach().mean(0)
         x, y = (x - centre) / self.bandwidth, (y - centre) / self.bandwidth
         one, p, q = torch.ones_like(x[:, :1]), -x.square().sum(1, keepdim=True) / 2, -y.square().sum(1, keepdim=True) / 2
+        require(bool(p.isfinite().all() & q.isfinite().all()), "bandwidth", got=f"{float(self.bandwidth):.3g}",
+                expected=f"one in which the points are small enough to be squared in {x.dtype}",
+                cure="pass a larger one, or divide the points by their scale")  # fmt: skip
         return torch.cat([x, p, one], 1) @ torch.cat([y, torch.ones_like(q), q], 1).mT
 
 
@@ -67,6 +70,8 @@ class Energy(Kernel):
     """The distance kernel about the origin, without a width."""
 
     def cross(self, x: Float[Tensor, "n *event"], y: Float[Tensor, "m *event"]) -> Float[Tensor, "n m"]:
+        if x.dtype.itemsize < 4:  # for which there are no distances
+            return self.cross(x.float(), y.float()).to(x.dtype)
         x, y = x.flatten(1), y.flatten(1)
         return x.norm(dim=1)[:, None] + y.norm(dim=1) - torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 

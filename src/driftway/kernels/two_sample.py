@@ -11,6 +11,8 @@ and q of all permutations is one matrix product. The p-value
     p = (1 + number of permuted statistics >= the observed one) / (1 + permutations)
 
 is valid for any number of permutations: P(p <= level) <= level (Phipson and Smyth, 2010). All is done in float64.
+
+Equations (K29), (K30): docs/derivations/kernels.md.
 """
 
 from dataclasses import dataclass
@@ -19,10 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import choice, count, real, require
-from driftway.kernels.base import Kernel, points
-from driftway.kernels.embedding import STATISTICS
+from driftway.checks import choice, count, kind, real, require
+from driftway.kernels.base import Kernel
+from driftway.kernels.embedding import STATISTICS, pair
 from driftway.kernels.memory import require_memory
+from driftway.linalg.operator import symmetric_matrix
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def mmd_test(x: object, y: object, *, kernel: Kernel, generator: torch.Generator
     Raises:
         InputError: if an argument is not what it should be, or the joint Gram matrix does not fit into memory.
     """
-    a, b = points(x, y)
+    a, b = pair(x, y, kernel)
     return mmd_test_from_gram(kernel.to(torch.float64)(torch.cat([a, b]).double()), len(a), generator=generator, permutations=permutations,
                               statistic=statistic, level=level)  # fmt: skip
 
@@ -77,6 +80,8 @@ def mmd_test_from_gram(K: Float[Tensor, "N N"], n: int, *, generator: torch.Gene
         InputError: if an argument is not what it should be, or the work does not fit into memory.
     """
     choice("statistic", statistic, STATISTICS)
+    kind("generator", generator, torch.Generator, "a torch.Generator")
+    K = symmetric_matrix("K", K)
     least = 2 if statistic == "u" else 1
     N, P, m = len(K), count("permutations", permutations) + 1, len(K) - count("n", n, least=least)
     require(m >= least, "n", expected=f"at most {N - least}, for a Gram matrix of {N} rows", got=n, cure=f"leave {least} or more rows to y")

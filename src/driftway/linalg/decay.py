@@ -19,6 +19,8 @@ Interval. Neighbouring log mu_j are not independent, and laws hold up to slow co
 jackknife over blocks of neighbours, the square of the larger change when the first or the last third of the range is left out, and
 the square of half the change with s = 0. Power laws: the interval reaches further by |beta| last / (2n), to the side where beta says
 the truth lies. Such intervals are wide rather than narrow: they are to hold for samples of 100 points and more.
+
+Equations (K36), (K37), (K38): docs/derivations/kernels.md.
 """
 
 import math
@@ -30,7 +32,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from driftway.checks import real, require
+from driftway.checks import kind, real, require
 from driftway.linalg.spectrum import Spectrum
 
 LEAST = 6  # values that a law is fitted to
@@ -115,6 +117,7 @@ def fit_decay(spectrum: Spectrum, *, confidence: float | int = 0.95) -> Decay:
     Raises:
         InputError: if the confidence is not between 0 and 1, or all eigenvalues are zero.
     """
+    kind("spectrum", spectrum, Spectrum, "a Spectrum")
     confidence = real("confidence", confidence, least=0, strict=True)
     require(confidence < 1, "confidence", expected="a number below 1", got=confidence, cure="pass e.g. 0.95")
     mu, n, floor, remarks = spectrum.values.cpu(), spectrum.size, spectrum.floor, []

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import InputError, count, real, require
+from driftway.checks import InputError, count, kind, moderate, numbers, real, require
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class SymmetricOperator:
     diagonal: Float[Tensor, " n"] | None = None
 
     def __matmul__(self, v: Tensor) -> Tensor:
+        kind("v", v, Tensor, "a tensor")
         fits = v.ndim in (1, 2) and len(v) == self.size
         require(fits, "v", expected=f"shape ({self.size},) or ({self.size}, k)", got=f"shape {tuple(v.shape)}",
                 cure="pass vectors as columns")  # fmt: skip
@@ -90,8 +91,8 @@ def symmetric_matrix(argument: str, K: object) -> Float[Tensor, "n n"]:
     Raises:
         InputError: if it is no square matrix of finite numbers, or not symmetric.
     """
-    K = torch.as_tensor(K) if not isinstance(K, Tensor) else K
-    K = K.float() if not K.dtype.is_floating_point and not K.dtype.is_complex else K
+    K = numbers(argument, K)
+    K = K if K.dtype.is_floating_point else K.float()
     shape = tuple(K.shape)
     require(len(shape) == 2 and shape[0] == shape[1] > 0, argument, expected="a square matrix (n, n)", got=f"shape {shape}",
             cure="pass the kernel of one set of points with itself")  # fmt: skip
@@ -126,7 +127,9 @@ def gram_operator(J: Tensor) -> SymmetricOperator:
     Raises:
         InputError: if J is not a floating matrix of finite numbers.
     """
+    J = numbers("J", J)
     fits = J.ndim == 2 and J.dtype.is_floating_point and J.numel() > 0 and bool(torch.isfinite(J).all())
     require(fits, "J", expected="a floating matrix (n, p) of finite numbers", got=f"dtype {J.dtype}, shape {tuple(J.shape)}",
             cure="pass one row of features per point, without NaN")  # fmt: skip
+    moderate("J", J)
     return SymmetricOperator(len(J), J.dtype, J.device, lambda v: J @ (J.T @ v), J.square().sum(1))

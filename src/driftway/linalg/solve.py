@@ -11,6 +11,8 @@ Pivoted Cholesky (Harbrecht, Peters and Schneider, 2012): the next column is tha
     l = (K e_i - L L^T e_i) / sqrt(d_i),   d <- d - l^2,   trace(K - L L^T) = sum_i d_i;
 
 P = L L^T + lam I then preconditions K + lam I (Gardner et al., 2018), P^-1 v = (v - L (lam I + L^T L)^-1 L^T v) / lam.
+
+Equations (K31), (K32): docs/derivations/kernels.md.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from driftway.checks import InputError, count, real, require
+from driftway.checks import InputError, count, kind, moderate, numbers, real, require, shaped
 from driftway.linalg.operator import SymmetricOperator, symmetric_matrix
 
 
@@ -116,6 +118,10 @@ def conjugate_gradient(op: SymmetricOperator, b: Tensor, *, tolerance: float | i
         InputError: if A shows a direction of negative curvature, or a product is not finite.
     """
     tolerance, steps = real("tolerance", tolerance, least=0, strict=True), count("steps", steps)
+    kind("op", op, SymmetricOperator, "an operator, such as dense_operator(K)")
+    b = numbers("b", b)
+    b = shaped("b", b, (op.size,) if b.ndim == 1 else (op.size, None))
+    moderate("b", b)
     B = b[:, None] if b.ndim == 1 else b
     X, taken, size = torch.zeros_like(B), 0, B.norm(dim=0)
     while True:
@@ -163,14 +169,16 @@ def pivoted_cholesky(diagonal: Float[Tensor, " n"], column: Callable[[int], Tens
     Raises:
         InputError: if the rank or the tolerance is out of range.
     """
-    rank, tolerance = min(count("rank", rank), len(diagonal)), real("tolerance", tolerance, least=0)
-    d, L = diagonal.clone(), diagonal.new_zeros(len(diagonal), rank)
+    tolerance = real("tolerance", tolerance, least=0)
+    diagonal = shaped("diagonal", diagonal, (None,))
+    require(callable(column), "column", expected="a function of i", got=type(column).__name__, cure="pass op.column")
+    d, L = diagonal.clone(), diagonal.new_zeros(len(diagonal), rank := min(count("rank", rank), len(diagonal)))
     enough = max(tolerance, len(d) * torch.finfo(d.dtype).eps) * d.sum()
     for r in range(rank):
         if d.sum() <= enough:
             return L[:, :r]
         i = int(d.argmax())
-        L[:, r] = (column(i) - L[:, :r] @ L[i, :r]) / d[i].sqrt()
+        L[:, r] = (shaped("column", column(i), (len(d),)) - L[:, :r] @ L[i, :r]) / d[i].sqrt()
         d = (d - L[:, r].square()).clamp_min(0)
         d[i] = 0
     return L

@@ -14,6 +14,8 @@ multiplicity, Musco and Musco, 2015), restarted from its Ritz vectors (Wu and Si
 
 A trace that is not known is the found part plus Hutchinson's estimate of the rest (Hutch++, Meyer et al., 2021):
 trace = sum_j theta_j + mean_i w_i.A w_i,  w = (I - U U^T) signs.
+
+Equations (K33), (K34), (K35): docs/derivations/kernels.md.
 """
 
 import math
@@ -24,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import InputError, count, real, require
+from driftway.checks import InputError, count, kind, numbers, real, require, shaped
 from driftway.linalg.operator import SymmetricOperator, symmetric_matrix
 
 EPS = torch.finfo(torch.float64).eps
@@ -64,7 +66,7 @@ class Spectrum:
             InputError: if the values are not a vector of at most n finite numbers, are clearly negative, or do not fit the vectors
                 or the trace.
         """
-        n, mu = count("size", self.size), torch.as_tensor(self.values, dtype=torch.float64).detach()
+        n, mu = count("size", self.size), numbers("values", self.values).detach().double()
         require(mu.ndim == 1 and 0 < len(mu) <= n and bool(torch.isfinite(mu).all()), "values",
                 expected=f"a vector of 1 to {n} finite numbers (size={n})", got=f"shape {tuple(mu.shape)}",
                 cure="pass the eigenvalues of K/n, and the rows of K as size")  # fmt: skip
@@ -74,11 +76,12 @@ class Spectrum:
         require(least >= -INDEFINITE * top, "values", expected="eigenvalues of a positive semi-definite matrix",
                 got=f"{least:.3g} beside a largest of {float(mu[0]):.3g}", cure="check the kernel, or compute it in float64")  # fmt: skip
         total = float(mu.clamp_min(0).sum())
-        trace = real("trace", total if math.isnan(self.trace) else self.trace, least=0)
+        trace = real("trace", total if self.trace != self.trace else self.trace, least=0)
         slack = 1e-3 * total + 5 * self.trace_error
         require(trace >= total - slack, "trace", expected=f"the sum of the values, {total:.6g}, or more", got=f"{trace:.6g}",
                 cure="pass the trace of K/n, not of K")  # fmt: skip
         if self.vectors is not None:
+            object.__setattr__(self, "vectors", shaped("vectors", self.vectors, (None, None)))
             require(self.vectors.shape == (n, len(mu)), "vectors", expected=f"shape {(n, len(mu))}", got=tuple(self.vectors.shape),
                     cure="pass one column per value")  # fmt: skip
             object.__setattr__(self, "vectors", self.vectors[:, order].double())
@@ -126,8 +129,9 @@ class Spectrum:
         Raises:
             InputError: if a penalty is not positive.
         """
-        lam = torch.as_tensor(lam, dtype=torch.float64, device=self.values.device)
-        require(bool((lam > 0).all()), "lam", expected="positive penalties", got=lam.tolist(), cure="for lam = 0 use rank")
+        lam = numbers("lam", lam).to(self.values)
+        require(bool(((lam > 0) & lam.isfinite()).all()), "lam", expected="positive penalties", got=lam.tolist(),
+                cure="for lam = 0 use rank")  # fmt: skip
         mu, unknown = self.values, max(self.size - len(self.values), 1)
         known = (mu / (mu + lam[..., None])).sum(-1)
         return known + self.rest / (mu[-1] + lam), known + self.rest / (self.rest / unknown + lam)
@@ -160,7 +164,8 @@ class Spectrum:
         U = self.vectors
         if U is None:
             raise InputError("vectors", expected="eigenvectors", got="None", cure="make the spectrum with eigendecompose or lanczos")
-        require(y.ndim in (1, 2) and len(y) == self.size, "y", expected=f"{self.size} rows, shape (n,) or (n, m)",
+        y = numbers("y", y)
+        require(y.ndim in (1, 2) and len(y) == self.size and y.numel() > 0, "y", expected=f"{self.size} rows, shape (n,) or (n, m)",
                 got=f"shape {tuple(y.shape)}", cure="pass the targets of the points of the kernel")  # fmt: skip
         return U.T @ y.double() / self.size**0.5
 
@@ -201,7 +206,9 @@ def lanczos(op: SymmetricOperator, k: int, *, generator: torch.Generator, tolera
     Raises:
         InputError: if k is not between 1 and n, or the residuals are not within the tolerance after all steps.
     """
+    kind("op", op, SymmetricOperator, "an operator, such as dense_operator(K)")
     n, eps = op.size, torch.finfo(op.dtype).eps
+    kind("generator", generator, torch.Generator, "a torch.Generator")
     require(count("k", k) <= n, "k", expected=f"at most {n}, the size of the operator", got=k, cure="ask for fewer values")
     tolerance = max(1e-8, 100 * eps) if tolerance is None else real("tolerance", tolerance, least=0, strict=True)
     block = min(n, k + 8)

@@ -9,6 +9,8 @@
 
 (Sommeijer, Shampine and Verwer, 1998, "RKC: an explicit solver for parabolic PDEs", eq. 2.4 to 2.9.) Descent on a loss through a kernel is
 such a problem, and its stiffest directions are those that are fitted first.
+
+Equation (F17): docs/derivations/finetune.md.
 """
 
 import math

@@ -15,6 +15,8 @@ Under Adam, time runs faster as gradients shrink: a step of learning rate a move
 squared gradients, falls as the mean of u^2 = (y - p)^2 since the start. So the steps to eta are those of a plain clock to
 
     nominal(eta) = integral_0^eta (v / v_0)^(1/2)
+
+Equations (F17), (F25): docs/derivations/finetune.md.
 """
 
 import math
@@ -24,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from driftway.checks import choice, count, require
+from driftway.checks import choice, count, moderate, numbers, require
 from driftway.linalg import eigendecompose
 from driftway.linalg.operator import symmetric_matrix
 from driftway.stopping.chebyshev import chebyshev
@@ -129,13 +131,17 @@ def cross_validate(K: Float[Tensor, "n n"], y: Tensor, *, start: Tensor | None =
     """
     choice("loss", loss, LOSSES)
     K, n = symmetric_matrix("K", K).double(), len(K)
-    require(len(y) == n, "y", expected=f"{n} rows, as K has", got=len(y), cure="pass the kernel of the rows of y")
+    y, start = numbers("y", y), None if start is None else numbers("start", start)
+    rows = f"{len(y)}" if y.ndim in (1, 2) and y.numel() else f"shape {tuple(y.shape)}"
+    require(rows == f"{n}", "y", expected=f"{n} rows, as K has", got=rows, cure="pass the kernel of the rows of y")
     out = torch.arange(n) if held is None else held.cpu()
     require(2 <= count("folds", folds) <= len(out), "folds", expected=f"2 to {len(out)}, the rows to hold out", got=folds,
             cure="pass e.g. folds=5")  # fmt: skip
     y = y.double().to(K.device)
     f0 = torch.zeros_like(y) if start is None else start.double().to(K.device)
     require(f0.shape == y.shape, "start", expected=f"shape {tuple(y.shape)}, that of y", got=tuple(f0.shape), cure="pass f_0(X)")
+    for argument, given in (("y", y), ("start", f0)):
+        moderate(argument, given)
     if loss == "cross_entropy":
         checked_start(K, y, f0)
     order = out[torch.randperm(len(out), generator=generator or torch.Generator().manual_seed(0))].to(K.device)

@@ -17,6 +17,8 @@ Where f is not known, z_j^2 - sigma^2/n stands for theta_j^2, without bias. Then
 
 Several outputs are trained with one kernel and one time; loss, bias and variance are means over the outputs. Eigenvalues up to the
 spectrum's floor are taken as 0. Where a spectrum is truncated, the n - k values that it lacks are taken as equal, rest/(n-k) each.
+
+Equations (F2), (F3), (F4), (F5), (F6), (F7): docs/derivations/finetune.md.
 """
 
 import math
@@ -26,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import real, require
+from driftway.checks import kind, moderate, numbers, real, require
 from driftway.linalg import Spectrum
 
 
@@ -82,10 +84,13 @@ class Flow:
         Raises:
             InputError: if the spectrum has no vectors or no positive value, or the residual is not (n,) or (n, k) of finite floats.
         """
-        spectrum, r = self.spectrum, self.r
-        z = spectrum.coordinates(r)
+        kind("spectrum", self.spectrum, Spectrum, "a Spectrum")
+        spectrum, r = self.spectrum, numbers("residual", self.r)
         require(r.is_floating_point() and bool(r.isfinite().all()), "residual", expected="finite floats",
                 got=f"{r.dtype}" if not r.is_floating_point() else "NaN or inf", cure="pass y - f_0(X)")  # fmt: skip
+        moderate("residual", r)
+        object.__setattr__(self, "r", r)
+        z = spectrum.coordinates(r)
         require(spectrum.rank > 0, "spectrum", expected="a positive eigenvalue", got="zeros only", cure="check the scope and the features")
         unknown = spectrum.size - len(spectrum.values)
         mu = spectrum.values.where(spectrum.values > spectrum.floor, 0.0)
@@ -103,7 +108,7 @@ class Flow:
         Raises:
             InputError: if a time is negative.
         """
-        eta = torch.as_tensor(eta, dtype=self.mu.dtype, device=self.mu.device)
+        eta = numbers("eta", eta).to(self.mu)
         require(bool((eta >= 0).all()), "eta", expected="times >= 0", got=eta.tolist(), cure="pass eta=math.inf for the end of training")
         return torch.where(self.mu > 0, torch.exp(-eta[..., None] * self.mu.where(self.mu > 0, 1.0)), 1.0)
 

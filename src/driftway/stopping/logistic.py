@@ -13,6 +13,8 @@ Near the start p is linear, p(f) - p(f_0) ~ W (f - f_0) with W = p (1 - p), and 
 
 (one step of iteratively reweighted least squares). Softmax: W = diag(p) - p p^T is taken as the scalar of the same trace on
 centred scores, which is exact for equal p: then W = 1/k. Stopping rules apply to this problem, and its eta is that of the cross entropy.
+
+Equations (F18), (F19), (F20): docs/derivations/finetune.md.
 """
 
 from dataclasses import dataclass
@@ -22,9 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import count, require, same_dtype
+from driftway.checks import count, numbers, require, same_dtype
 from driftway.linalg.operator import symmetric_matrix
 
+MOST = 100_000  # classes
 FINE = 0.25  # steps in units of 1 / (L mu_1)
 
 
@@ -67,12 +70,16 @@ def logistic_path(K: Float[Tensor, "n n"], y: Tensor, eta: Float[Tensor, " t"], 
     Raises:
         InputError: if shapes, dtypes or probabilities do not fit, the times do not increase, or the last needs more steps.
     """
-    K, f0, n = symmetric_matrix("K", K), checked_start(K, y, start), len(K)
+    K, y = symmetric_matrix("K", K), numbers("y", y)
+    f0, n = checked_start(K, y, start), len(K)
+    eta = numbers("eta", eta)
+    require(eta.ndim == 1 and len(eta) > 0 and bool(eta.isfinite().all()), "eta", expected="a list of finite times",
+            got=f"shape {tuple(eta.shape)}", cure="pass e.g. torch.linspace(0, 10, 20)")  # fmt: skip
     require(bool((eta >= 0).all() and (eta.diff() >= 0).all()), "eta", expected="times >= 0 that do not decrease", got=eta.tolist(),
             cure="sort them")  # fmt: skip
     step = FINE * n / ((0.25 if y.ndim == 1 else 0.5) * float(torch.linalg.eigvalsh(K.double())[-1].clamp_min(1e-300)))
     knots = [0.0, *eta.tolist()]
-    plan = [max(1, -int(-(b - a) // step)) if b > a else 0 for a, b in pairwise(knots)]
+    plan = [max(1.0, -(-(b - a) // step)) if b > a else 0 for a, b in pairwise(knots)]
     require(sum(plan) <= count("steps", steps), "eta", expected=f"times that {steps} steps of {step:.3g} reach", got=f"{knots[-1]:.3g}",
             cure="ask for shorter times, or raise steps")  # fmt: skip
 
@@ -81,7 +88,7 @@ def logistic_path(K: Float[Tensor, "n n"], y: Tensor, eta: Float[Tensor, " t"], 
 
     beta, found = torch.zeros_like(f0), []
     for (a, b), m in zip(pairwise(knots), plan, strict=True):
-        for _ in range(m):
+        for _ in range(int(m)):
             h = (b - a) / m
             k1 = slope(beta)
             k2 = slope(beta + h / 2 * k1)
@@ -90,7 +97,7 @@ def logistic_path(K: Float[Tensor, "n n"], y: Tensor, eta: Float[Tensor, " t"], 
         found.append(beta)
     path = torch.stack(found)
     scores = torch.stack([f0 + K @ own for own in found])
-    return LogisticPath(eta, path, scores, torch.stack([cross_entropy(f, y) for f in scores]), sum(plan))
+    return LogisticPath(eta, path, scores, torch.stack([cross_entropy(f, y) for f in scores]), int(sum(plan)))
 
 
 def centred_one_hot(labels: Tensor) -> Float[Tensor, "n classes"]:
@@ -99,11 +106,14 @@ def centred_one_hot(labels: Tensor) -> Float[Tensor, "n classes"]:
     Raises:
         InputError: if the labels are not (n,) whole numbers >= 0, or all the same.
     """
+    labels = numbers("labels", labels)
     require(labels.ndim == 1 and not labels.is_floating_point() and len(labels) > 0 and int(labels.min()) >= 0, "labels",
             expected="(n,) whole numbers >= 0", got=f"{labels.dtype}, shape {tuple(labels.shape)}",
             cure="number the classes 0, 1, ...")  # fmt: skip
     require(bool((labels != labels[0]).any()), "labels", expected="two classes or more", got=f"{int(labels[0])} in every row",
             cure="pass rows of several classes")  # fmt: skip
+    require(int(labels.max()) < MOST, "labels", expected=f"class numbers below {MOST:,}", got=int(labels.max()),
+            cure="number the classes 0, 1, ...")  # fmt: skip
     hot = torch.nn.functional.one_hot(labels.long()).float()
     return hot - hot.mean(0)
 
@@ -120,6 +130,7 @@ def working_problem(K: Float[Tensor, "n n"], y: Tensor, *,
     Raises:
         InputError: if shapes, dtypes or probabilities do not fit.
     """
+    K, y = symmetric_matrix("K", K), numbers("y", y)
     p = probability(checked_start(K, y, start))
     W = p * (1 - p)
     if y.ndim == 2:
@@ -138,10 +149,11 @@ def checked_start(K: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
     require(y.ndim in (1, 2) and len(y) == len(K) and (y.ndim == 1 or y.shape[1] > 1), "y", expected=f"({len(K)},) or ({len(K)}, k)",
             got=tuple(y.shape), cure="pass 0. and 1. for two classes, one-hot rows for more")  # fmt: skip
     proper = bool(((y >= 0) & (y <= 1)).all()) and (y.ndim == 1 or bool((y.sum(1) - 1).abs().max() < 1e-4))
-    require(proper, "y", expected="probabilities", got=f"numbers from {float(y.min()):g} to {float(y.max()):g}",
+    require(proper, "y", expected="probabilities", got=f"numbers from {float(y.detach().min()):g} to {float(y.detach().max()):g}",
             cure="pass 0. and 1., or one-hot rows")  # fmt: skip
     if start is None:
         return torch.zeros_like(y)
+    start = numbers("start", start)
     same_dtype("y", y, "start", start)
     require(start.shape == y.shape and bool(start.isfinite().all()), "start", expected=f"finite scores of shape {tuple(y.shape)}",
             got=f"shape {tuple(start.shape)}", cure="pass f_0(X) before sigmoid or softmax")  # fmt: skip

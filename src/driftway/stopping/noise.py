@@ -8,6 +8,8 @@ r ~ N(0, a^2 K + sigma^2 I), in the eigenbasis of K/n with lam = sigma^2 / (n a^
 
 (Rasmussen and Williams, 2006, eq. 5.8.) Draws of this law lie outside the space of K, so that a is no bound on a norm. The radius R
 is the norm of the posterior mean, R^2 = sum_j (mu_j z_j / (mu_j + lam))^2 / mu_j, with coordinates mu_j z_j / (mu_j + lam).
+
+Equations (F11), (F12): docs/derivations/finetune.md.
 """
 
 import math
@@ -67,6 +69,7 @@ def fit_noise(flow: Flow, *, sigma: float | int | None = None) -> Noise:
     total, top = float(energy.sum()), float(mu.max())
     require(total > 0, "residual", expected="numbers that are not all zero", got="zeros", cure="check the labels: are they constant?")
     known = None if sigma is None else real("sigma", sigma, least=0, strict=True) ** 2
+    require(known is None or known > 0, "sigma", expected="a number whose square is > 0", got=sigma, cure="leave sigma out")
     grid = torch.logspace(-10, 6, 321, dtype=mu.dtype, device=mu.device) * top
 
     def minus(lam: Tensor) -> Tensor:

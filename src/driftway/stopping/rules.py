@@ -6,6 +6,8 @@ Radius and noise enter the plain rule as sigma / R only. Its critical radius eps
 
 sum_j min(mu_j, x) is the least over m of m x + t_m with t_m = sum_{j>m} mu_j, so x is the least of the m roots
 (m + (m^2 + 4 c t_m)^(1/2)) / 2c, and the time is 1/x. Infinity means: train to the end; 0: do not train.
+
+Equations (F6), (F7), (F8), (F9), (F10), (F13), (F14), (F15): docs/derivations/finetune.md.
 """
 
 import math

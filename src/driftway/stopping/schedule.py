@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import count, real, require
+from driftway.checks import count, numbers, real, require, shaped
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,20 @@ class Schedule:
         if self.constant:
             real("rates", self.rates, least=0, strict=True)
         else:
-            object.__setattr__(self, "rates", tuple(real("rates", rate, least=0) for rate in self.rates))  # type: ignore[union-attr]
+            require(numbers("rates", self.rates).numel() > 0, "rates", expected="a positive learning rate", got="none",
+                    cure="pass one for each step")  # fmt: skip
+            rates = shaped("rates", self.rates, (None,)).tolist()
+            object.__setattr__(self, "rates", tuple(real("rates", rate, least=0) for rate in rates))
             require(sum(self.rates) > 0, "rates", expected="a positive learning rate", got="none", cure="pass one for each step")  # type: ignore[arg-type]
+
+        largest = float(self.alpha.max())
+        require(0 < largest < math.inf, "scale", expected="steps, scale x rates, of a size that float64 holds", got=f"{largest:g}",
+                cure="choose another scale or other rates")  # fmt: skip
 
     @property
     def constant(self) -> bool:
         """Whether all steps are alike and the run has no end."""
-        return isinstance(self.rates, float | int)
+        return isinstance(self.rates, float | int | np.number)
 
     @property
     def alpha(self) -> Float[Tensor, " steps"]:
@@ -67,10 +75,12 @@ class Schedule:
         Raises:
             InputError: if eta is negative.
         """
-        require(eta >= 0, "eta", expected="a time >= 0", got=eta, cure="pass the time of a Stop")
+        known = isinstance(eta, float | int | np.number) and eta >= 0
+        require(known, "eta", expected="a time >= 0", got=eta, cure="pass the time of a Stop")
         near = eta * (1 + 1e-9)  # a time that was computed as a sum of steps counts as reached
         if self.constant:
-            return None if math.isinf(eta) else math.floor(near / float(self.alpha))
+            steps = near / float(self.alpha)
+            return None if math.isinf(steps) else math.floor(steps)
         return int((self.alpha.cumsum(0) <= near).sum())
 
     def epochs_for(self, eta: float | int, n: int, batch: int) -> float | None:

@@ -15,6 +15,8 @@ sigma and R are estimated together, by maximum likelihood, unless they are given
 A kernel of n rows may stand for N: eigenvalues of K/n are those of N rows up to sampling, sigma and the amplitude a are the same, and the
 noise that N rows let through is n/N of that of n: lam = sigma^2 / (N a^2), and sigma (n/N)^(1/2) in the plain rule. So more rows stop
 later. The times of the other rules grow by the same factor as that of marginal_likelihood does.
+
+Equations (F8), (F16): docs/derivations/finetune.md.
 """
 
 import math
@@ -25,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import InputError, choice, count, real
+from driftway.checks import InputError, choice, count, kind, real, require, shaped
 from driftway.linalg import Spectrum, fit_decay
 from driftway.stopping import rules
 from driftway.stopping.crossfit import Validation, cross_validate
@@ -35,6 +37,7 @@ from driftway.stopping.schedule import Schedule
 
 RULES = ("rademacher", "discrepancy", "sure", "gcv", "marginal_likelihood", "cross_validation", "holdout", "oracle")
 ALONE = RULES[:-2]  # they need neither held rows nor a truth
+FOLDS = 10
 FEW = 50  # rows below which sigma and R are guesses
 BARE = 1e-3  # negative eigenvalues of this part of the trace are more than rounding
 
@@ -104,12 +107,20 @@ def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str
     Raises:
         InputError: if the rule is unknown or lacks what it needs, or a number or shape does not fit.
     """
+    batch = None if batch is None else count("batch", batch)
     rule, flow, n = choice("rule", rule, RULES), Flow(spectrum, residual), spectrum.size
+    if schedule is not None:
+        kind("schedule", schedule, Schedule, "a Schedule")
+    truth = None if truth is None else shaped("truth", truth, tuple(flow.r.shape))
+    if held is not None:
+        require(isinstance(held, tuple | list) and len(held) == 2, "held", expected="a pair (K(x_held, x_train), y - f_0 there)",
+                got=type(held).__name__, cure="pass both")  # fmt: skip
+        held = shaped("held", held[0], (None, n)), shaped("held", held[1], (None, *flow.r.shape[1:]))
     tau, radius = real("tau", tau, least=0, strict=True), None if radius is None else real("radius", radius, least=0, strict=True)
     noise = fit_noise(flow, sigma=sigma)
     used = noise.radius if radius is None else radius
     if rule == "cross_validation" and validation is None:
-        validation = cross_validate(spectrum.matrix(), residual.double())
+        validation = cross_validate(spectrum.matrix(), flow.r.double(), folds=min(FOLDS, n))
     total, carried = n if rows is None else count("rows", rows), []
     chosen = _rule(rule, flow, noise, tau, held, truth, validation)
     eta = chosen(noise.sigma, used, noise.lam(n))
@@ -118,7 +129,7 @@ def stopping_time(spectrum: Spectrum, residual: Float[Tensor, "n *k"], rule: str
         carried = [f"the kernel is that of {n} of {total} rows: sigma and R are theirs, and the time was carried over to all rows"]
     clock = validation.steps_time(eta) if adaptive and validation and math.isfinite(eta) else eta
     steps = schedule.steps_for(clock) if schedule else None
-    epochs = schedule.epochs_for(clock, total, total if batch is None else count("batch", batch)) if schedule else None
+    epochs = schedule.epochs_for(clock, total, total if batch is None else batch) if schedule else None
     at = flow.risk(torch.tensor([0.0, eta, math.inf], dtype=flow.mu.dtype), sigma=noise.sigma, truth=truth).tolist()
     return Stop(
         rule, eta, steps, epochs, lam=1 / eta if eta else math.inf, dof=float(flow.dof(eta)), sigma=noise.sigma, radius=used,

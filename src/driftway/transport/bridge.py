@@ -6,6 +6,8 @@
 
 The backup's own gradient has less variance than the action (y - x_t)/(1-t) of the one sampled end. When sigma = 0 the last stretch,
 t > 0.95, is thinner than the spacing of the candidates and the sampled end is used.
+
+Equation (T4): docs/derivations/transport.md.
 """
 
 import math

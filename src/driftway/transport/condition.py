@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from driftway.checks import InputError, require
+from driftway.checks import InputError, numbers, require
 
 NULL = -1
 MOST = 10_000
@@ -188,9 +188,10 @@ def _missing(entry: Any) -> bool:
 def _vectors(argument: str, labels: Any, like: Tensor) -> Tensor:
     """Condition vectors (n, k), finite, from one vector or rows of them."""
     try:
-        rows = torch.as_tensor(labels).detach().to(like)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(argument, expected="condition vectors of numbers", got=repr(labels)[:60], cure="convert them") from None
+        rows = numbers(argument, labels).detach().to(like)
+    except InputError as error:
+        raise InputError(argument, expected="condition vectors of numbers", cure="convert them",
+                         got=repr(labels)[:60] if isinstance(labels, str) else error.parts["got"]) from None  # fmt: skip
     rows = rows.reshape(1, -1) if rows.ndim < 2 else rows.flatten(1)
     bad = ~rows.isfinite()
     if bad.any():

@@ -11,6 +11,8 @@ On any held-out samples and for any prices, weak duality gives
 With conditions a state is paired with candidates of its own condition: `Pairing` adds log-weights A_ij to -(C_ij + g_j)/eps, -10^9
 between different classes and -w |c_i - c_j|^2/2 between vectors, and replaces 1/m by masses m_j that sum, over each class, to its
 share of the states. The problems of the classes are then solved side by side in one matrix (Chemseddine et al., 2024, for vectors).
+
+Equations (T2), (T3), (T5), (T6), (T24): docs/derivations/transport.md.
 """
 
 from dataclasses import dataclass

@@ -1,16 +1,20 @@
 """Training: the loop as a generator of steps, and `fit` on top of it."""
 
+import copy
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from driftway import checks, store
-from driftway.checks import Diverged, require
+from driftway.checks import Diverged, InputError, require
 from driftway.parallel import Group, launched
 from driftway.transport.checkpoint import CHECKPOINT, load_run, save_run
 from driftway.transport.dual import Certificate
@@ -18,6 +22,7 @@ from driftway.transport.intake import Data, Held, Labels
 from driftway.transport.learner import Settings
 from driftway.transport.model import TransportModel
 from driftway.transport.problem import Problem
+from driftway.transport.rebuild import FAULTS, check, checked_scaler, sound
 from driftway.transport.run import Plan, Run, start_run
 
 STEPS = {"mixture": 2000, "network": 4000, "residual": 4000, "vector": 4000, "image": 4000}
@@ -56,7 +61,10 @@ def iterate(run: Run) -> Iterator[Step]:
     """
     while True:
         begun = time.perf_counter()
-        losses = run.learner.step(run.index, run.source, run.target, run.own())
+        try:
+            losses = run.learner.step(run.index, run.source, run.target, run.own())
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage] (torch documents it)
+            raise Diverged(run.index + 1, "a singular covariance", "nothing was overwritten") from None
         if not all(map(math.isfinite, losses.values())):
             raise Diverged(run.index + 1, ", ".join(f"{name} {loss}" for name, loss in losses.items()), "nothing was overwritten")
         run.index += 1
@@ -68,6 +76,8 @@ def iterate(run: Run) -> Iterator[Step]:
         yield Step(run.index, losses, found, run.seconds)
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labels: Labels = None, problem: Problem | None = None,
         family: str = "auto", steps: int | None = None, max_seconds: float | None = None, gap: float | None = None, seed: int = 0,
         settings: Settings | None = None, standardize: str = "auto", holdout: float = 0.1, held: Held | None = None,
@@ -96,7 +106,7 @@ def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labe
             certificate of a DataLoader is on training rows, unless `held` is given.
         held: held-out source rows (or None for standard normal ones) and held-out target rows, in place of `holdout`.
         certify_every: steps between certificates.
-        out: folder for checkpoints and the model; must not hold a run already.
+        out: folder for checkpoints and the model; must not hold a run already. No other run may write to it meanwhile.
         resume: folder of an interrupted run, which continues bit by bit as if it had not stopped. Everything but the data and the
             stopping rules is read from there.
         checkpoint_seconds: time between checkpoints.
@@ -106,36 +116,70 @@ def fit(source: Data | None, target: Data, *, labels: Labels = None, source_labe
     Raises:
         InputError: if an argument is unusable; nothing is overwritten.
         Diverged: if a loss becomes NaN or infinite; the last good checkpoint is kept.
+        OSError: if a file cannot be written; the last good checkpoint is kept.
         Interrupted: on Ctrl-C, after a checkpoint.
     """
     steps = None if steps is None else checks.count("steps", steps)
     max_seconds = None if max_seconds is None else checks.real("max_seconds", max_seconds, least=0, strict=True)
     gap = None if gap is None else checks.real("gap", gap, least=0, strict=True)
     checkpoint_seconds = checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
+    checks.function("on_step", on_step, "a Step")
     plan = Plan(problem=Problem() if problem is None else problem, settings=Settings() if settings is None else settings, seed=seed,
                 family=family, standardize=standardize, holdout=holdout, certify_every=certify_every)  # fmt: skip
-    folder = next((Path(place) for place in (out, resume) if place is not None), None)
-    if folder is not None and (resume is None or folder.resolve() != Path(resume).resolve()):
-        taken = [name for name in (CHECKPOINT, store.CONFIG, store.TENSORS) if (folder / name).exists()]
-        require(not taken, "out", expected="a folder without a run", got=f"{folder} with {', '.join(taken)}",
-                cure="resume it, or name another folder")  # fmt: skip
-    given = {"labels": labels, "source_labels": source_labels, "group": launched() if group is None else group}
-    run = start_run(plan, source, target, held, **given) if resume is None else load_run(Path(resume), source, target, **given)
-    require(gap is None or run.plan.problem.sigma == 0, "gap", expected="None when sigma > 0, as the certificate is of optimal transport",
-            got=gap, cure="stop on steps or max_seconds")  # fmt: skip
-    if steps is None and max_seconds is None and gap is None:
-        steps = STEPS[run.family]
-    run.learner.group.mean([0.0], run.scaler.shift)  # every process has looked at the folder before one writes to it
-    folder = folder if run.learner.group.main else None
-    if folder is not None:
-        store.sweep(folder)
-        save_run(folder, run)
-    with deferred_interrupt() as interrupted:
-        _train(run, steps, max_seconds, gap, folder, checkpoint_seconds, on_step, interrupted)
-    model = run.model()
-    if folder is not None:
-        model.save(folder)
+    folder = next((checks.place(name, value) for name, value in (("out", out), ("resume", resume)) if value is not None), None)
+    group = launched() if group is None else group
+    given = {"labels": labels, "source_labels": source_labels, "group": group}
+    with store.writing("out" if resume is None else "resume", folder) if folder and group.main else nullcontext():
+        if folder is not None and (resume is None or folder.resolve() != Path(resume).resolve()):
+            taken = [name for name in (CHECKPOINT, store.CONFIG, store.TENSORS) if (folder / name).exists()]
+            require(not taken, "out", expected="a folder without a run", got=f"{folder} with {', '.join(taken)}",
+                    cure="resume it, or name another folder")  # fmt: skip
+        run = start_run(plan, source, target, held, **given) if resume is None else _resumed(Path(resume), source, target, given)
+        require(gap is None or run.plan.problem.sigma == 0, "gap", got=gap, cure="stop on steps or max_seconds",
+                expected="None when sigma > 0, as the certificate is of optimal transport")  # fmt: skip
+        if steps is None and max_seconds is None and gap is None:
+            steps = STEPS[run.family]
+        group.mean([0.0], run.scaler.shift)  # every process has looked at the folder before one writes to it
+        folder = folder if group.main else None
+        if folder is not None:
+            save_run(folder, run)
+        with deferred_interrupt() as interrupted:
+            _train(run, steps, max_seconds, gap, folder, checkpoint_seconds, on_step, interrupted)
+        model = run.model()
+        if folder is not None:
+            model.save(folder)
     return model
+
+
+def _resumed(folder: Path, source: Data | None, target: Data, given: dict[str, Any]) -> Run:
+    """The run of a checkpoint; one that was changed is refused."""
+    try:
+        run = load_run(folder, source, target, **given)
+        checked_scaler(run.scaler)
+        check(type(run.index) is int and run.index >= 0 and isinstance(run.seconds, float | int) and run.seconds >= 0, "steps and seconds")
+        check(all(len(row) == 5 and all(isinstance(entry, float | int) for entry in row) for row in run.history), "a history of numbers")
+        for module in (run.learner.value, run.learner.average):
+            check(all(bool(tensor.isfinite().all()) for tensor in module.parameters()), "finite parameters", "others")
+        for parameter, moments in run.learner.optimizer.state.items():
+            fits = set(moments) == {"step", "exp_avg", "exp_avg_sq"} and all(
+                moment.shape == (() if name == "step" else parameter.shape) and moment.is_floating_point() and bool(moment.isfinite().all())
+                for name, moment in moments.items())  # fmt: skip
+            check(fits, "finite moments in the shapes of parameters", "others")
+        for rows in (run.held[0], run.held[1].x):
+            checks.samples("held", rows, event=run.scaler.event, least=1)
+            checks.same_dtype("the run", run.scaler.shift, "held", rows)
+        for place in (run.source.state(), run.target.state()):
+            check(all(type(entry) is int and 0 <= entry < 2**62 for entry in place), "places in the data as whole numbers", place)
+        check(len(run.eps) == 2 and all(isinstance(eps, float) and 0 < eps < math.inf for eps in run.eps), "two entropies", run.eps)
+        sound(run.model())
+        sound(replace(run.model(), value_function=copy.deepcopy(run.learner.value).requires_grad_(False)))
+        return run
+    except InputError:
+        raise
+    except FAULTS as error:
+        said = f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
+        raise InputError("resume", expected=f"a whole {CHECKPOINT} in {folder}", got=f"one at which this is raised: {said}",
+                         cure="begin anew in another folder") from error  # fmt: skip
 
 
 def _train(run: Run, steps: int | None, max_seconds: float | None, gap: float | None, folder: Path | None, every: float,

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from driftway import checks
 from driftway.checks import require
+from driftway.transport.families import build_value
 from driftway.transport.intake import Data, Mapped, normal_stream, open_stream
-from driftway.transport.model import TransportModel, build_value
+from driftway.transport.model import TransportModel
 from driftway.transport.problem import Problem
 from driftway.transport.scaler import MODES, Scaler, fit_scaler
 from driftway.transport.semidiscrete import ascend
@@ -57,7 +58,7 @@ def fit_table(source: Data | None, y: Float[Tensor, "m *event"] | Any, *, eps: f
     if x is not None:
         checks.samples("source", x, event=tuple(y.shape[1:]), least=1)
         checks.same_dtype("y", y, "source", x)
-    scaler = fit_scaler(y, source=x, mode=standardize)
+    scaler = fit_scaler(y, source=x, mode=standardize, argument="y")
     shape = {"rows": len(y)}
     table = build_value(FAMILY, scaler, shape).requires_grad_(False)
     assert isinstance(table, TableValue)  # noqa: S101 (the family says so)
@@ -87,6 +88,7 @@ def _inside(stream: Stream, scaler: Scaler) -> Stream:
 @torch.no_grad()
 def _prices(start: TransportModel, y: Tensor, scaler: Scaler) -> Float[Tensor, " m"]:
     """Prices of a fitted model at the rows y, in the model space of a scaler."""
+    checks.kind("start", start, TransportModel, "a fitted model")
     same = (start.event, start.scaler.noise, start.backward) == (scaler.event, scaler.noise, False)
     kind = "the standard normal" if scaler.noise else "data"
     require(same, "start", expected=f"a model from {kind} to rows of shape {scaler.event}",

@@ -7,6 +7,8 @@ linearly, hence so do their gradients. Reversed in time, the value of the way ba
 the other end.
 
 Source: Ho and Salimans (2022), arXiv 2207.12598, for the mixing.
+
+Equations (T7), (T8): docs/derivations/transport.md.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,8 @@ patches (the first level already has a quarter of the pixels), and comes back th
 with n a group normalisation and K 3 x 3 convolutions. Ho, Jain and Abbeel (2020), section 4 and appendix B; the modulation is
 Dhariwal and Nichol (2021), section 4.3. At the lowest resolution an image that is linear in e(t, c) is added: convolutions alone tell
 no places apart, and take long to learn what a label looks like. All is smooth in x, so grad V may itself be differentiated.
+
+Equation (T9): docs/derivations/transport.md.
 """
 
 from math import prod

@@ -13,6 +13,8 @@ the rest. J_U^T x is one pass down with x as cotangent. For residual features
 
 and no autograd graph is needed; phi is the exponential linear unit, its derivative is read off its output as in `value.py`.
 A condition c is an index (-1: none), a vector (NaN: none), or absent; a learned row stands for "none".
+
+Equations (T9), (T10): docs/derivations/transport.md.
 """
 
 from abc import abstractmethod

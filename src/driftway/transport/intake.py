@@ -78,6 +78,9 @@ def open_data(source: Data | None, target: Data, *, labels: Labels, source_label
     Raises:
         InputError: if the data is unusable, or the two sides differ in shape, dtype or device.
     """
+    pair = held is None or isinstance(held, Tensor | np.ndarray) or (isinstance(held, tuple | list) and len(held) == 2)
+    require(pair, "held", expected="a pair (source rows or None, target rows)", got=type(held).__name__,
+            cure="pass held=(None, rows) without a source")  # fmt: skip
     require(source_labels is None or (source is not None and labels is not None), "source_labels",
             expected="None, without source data and target labels", got="labels", cure="pass source and labels too")  # fmt: skip
     x_stream = None if source is None else open_stream("source", source, seed=seed, labelled=batched(source_labels))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from driftway import checks
+from driftway.checks import require
 from driftway.parallel import Group
 from driftway.transport.stream import Stream
 from driftway.transport.value import Value
@@ -74,13 +75,17 @@ class Settings:
         for name in ("batch", "candidates", "mixture_batch"):
             checks.count(name, getattr(self, name), least=2)
         for name in ("depth", "base", "heads", "components", *(() if self.width is None else ("width",))):
-            checks.count(name, getattr(self, name))
+            size, most = checks.count(name, getattr(self, name)), 1000 if name == "depth" else 2**20
+            require(size <= most, name, expected=f"a whole number up to {most}", got=size, cure="choose a smaller value function")
         checks.count("scalings", self.scalings, least=0)
+        require(self.rank == -1 or (isinstance(self.rank, int) and self.rank >= 0), "rank", expected="a whole number >= 0, or -1 for full",
+                got=repr(self.rank), cure="pass rank=0 for diagonal covariances")  # fmt: skip
+        require(isinstance(self.compiled, bool), "compiled", expected="True or False", got=repr(self.compiled), cure="pass compiled=False")
         checks.choice("precision", self.precision, ("float32", "bfloat16"))
         checks.real("level", self.level, least=0)
         checks.real("closeness", self.closeness, least=0)
-        checks.require(0 <= checks.real("dropout", self.dropout) < 1, "dropout", expected="a fraction in [0, 1)", got=self.dropout,
-                       cure="0.1 spends a tenth of the states on the value of null")  # fmt: skip
+        require(0 <= checks.real("dropout", self.dropout) < 1, "dropout", expected="a fraction in [0, 1)", got=self.dropout,
+                cure="0.1 spends a tenth of the states on the value of null")  # fmt: skip
         for name in ("lr", "mixture_lr", "eps_start", "eps_end", "mixture_eps_end"):
             checks.real(name, getattr(self, name), least=0, strict=True)
 
@@ -103,7 +108,8 @@ class Learner(ABC):
         self.value, self.average = value, copy.deepcopy(value).requires_grad_(False)
         self.eps_start, self.eps_end = eps
         self.sigma, self.lr = sigma, lr
-        self.optimizer = torch.optim.AdamW(value.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-5, fused=True)
+        self.live, self.mean = list(value.parameters()), list(self.average.parameters())
+        self.optimizer = torch.optim.AdamW(self.live, lr=lr, betas=(0.9, 0.99), weight_decay=1e-5, fused=True)
 
     def eps(self, k: int) -> float:
         """The entropy of step k."""
@@ -118,13 +124,13 @@ class Learner(ABC):
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
         total.backward()
-        self.group.average(parameter.grad for parameter in self.value.parameters())
+        self.group.average(parameter.grad for parameter in self.live)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, (k + 1) / self.warmup) / math.sqrt(1 + k / self.decay)
         self.optimizer.step()
         weight = self.horizon / (k + self.horizon)
         with torch.no_grad():
-            for mean, now in zip(self.average.parameters(), self.value.parameters(), strict=True):
+            for mean, now in zip(self.mean, self.live, strict=True):
                 mean.lerp_(now, weight)
         return found
 

@@ -1,6 +1,8 @@
 """The training step of closed-form mixtures: ascent on their exact dual, which is a likelihood.
 
     J = E_tgt[log v(Y)] - E_src[log c(X)]            with labels: the J of the whole law, plus the mean over the classes of theirs
+
+Equation (T17): docs/derivations/transport.md.
 """
 
 import torch

@@ -9,6 +9,8 @@ eps = 0), and any one, by Minkowski's inequality on E|b + e Z| >= sqrt(2/pi) (b^
 up to two standard errors delta = (sum_j e_j^2 (1 - 2/pi))^(1/2) / 2 of raw. With N = 3 sqrt(m) / tolerance^2 rows a perfect solution
 reports about half the tolerance, however far the floor is above it. An array of at most N rows is its own law: all its rows are
 counted, and the floor is zero.
+
+Equation (T20): docs/derivations/transport.md.
 """
 
 import math

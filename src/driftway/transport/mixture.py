@@ -19,6 +19,8 @@ eigenvectors of S_k; a factor of low rank would need a solve for every pair of r
 The end is drawn in the component's own factor, with S_k B_k^-1 = L_k (C C^T)^-1 L_k^T, C C^T = (1-t) I + t L_k^T L_k:
 
     y = r_k + L_k C^-T (C^-1 L_k^T (x - t r_k) + (eps (1-t))^(1/2) xi).
+
+Equation (T17): docs/derivations/transport.md.
 """
 
 import math

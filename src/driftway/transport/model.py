@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
+from math import prod
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from driftway import checks, store
 from driftway.checks import require
+from driftway.kernels.memory import require_memory
 from driftway.transport.condition import Conditions
 from driftway.transport.dual import Certificate, bracket
-from driftway.transport.families import build_value
 from driftway.transport.guidance import Guidance, Guided, Moment, Reversed, StepCallback
 from driftway.transport.metrics import Path
 from driftway.transport.policy import BLOCK, SampleNoise, simulate
 from driftway.transport.problem import Problem
+from driftway.transport.rebuild import rebuilt, sound
 from driftway.transport.scaler import Scaler
 from driftway.transport.value import Value
 
@@ -154,15 +156,13 @@ class TransportModel:
         """Read a saved model.
 
         Raises:
-            InputError: if the folder is missing, half-written, damaged, of an unknown version, or holds another kind of model.
+            InputError: if the folder is missing, half-written, damaged, changed, of an unknown version, or holds another kind of model.
         """
         config, tensors = store.read_folder("folder", FilePath(folder))
         require(config.get("kind") == KIND, "folder", expected=f"a {KIND} model", got=config.get("kind"), cure="name another folder")
-        scaler = Scaler.of({name: tensor.to(device) for name, tensor in tensors.items()}, config["scaler"])
-        value = build_value(config["family"], scaler, config["shape"])
-        value.load_state_dict({n.removeprefix("value."): z for n, z in tensors.items() if n.startswith("value.")})
-        return cls(value.requires_grad_(False), Problem(**config["problem"]), scaler, config["family"], config["shape"], config["training"],
-                   Conditions.of(config.get("conditions", {})), config.get("backward", False))  # fmt: skip
+        model = cls(**rebuilt(config, {name: tensor.to(device) for name, tensor in tensors.items()}))
+        sound(model)
+        return model
 
     def _rows(self, name: str, x: Any) -> Tensor:
         rows = checks.samples(name, x, event=self.event, least=1)
@@ -187,6 +187,7 @@ class TransportModel:
 
     def _batches(self, x0: Any, steps: Steps, rule: str, seed: int, budget: int, keep: bool, guidance: Guidance,
                  on_step: StepCallback | None = None) -> Iterator[tuple[list[Tensor], list[Tensor]]]:  # fmt: skip
+        checks.function("on_step", on_step, "a Moment")
         times, budget, seed = _times(steps), checks.count("budget", budget), checks.count("seed", seed, least=0)
         rule = checks.choice("rule", rule, RULES)
         rows = None if isinstance(x0, int) else self._rows("x0", x0)
@@ -194,6 +195,8 @@ class TransportModel:
         require(rows is not None or drawn, "x0", expected="source samples, as this model moves data to data", got=f"a count ({x0})",
                 cure="pass an array of source rows")  # fmt: skip
         n = checks.count("x0", x0) if rows is None else len(rows)
+        require_memory("x0", n * prod(self.event) * self.scaler.shift.itemsize, "draw fewer samples at a time, with other seeds",
+                       device=self.scaler.shift.device)  # fmt: skip
         known = self._acting(guidance, n).endpoint_law and on_step is None
         require(known or rule != "endpoint", "rule", expected="explicit or proximal without a law of the end (networks, guidance, "
                 "callbacks, the way back)", got=rule, cure="use rule='auto'")  # fmt: skip

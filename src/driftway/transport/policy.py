@@ -10,6 +10,8 @@
 An action aims at the end x + (1-t) a. Where a box that holds the data is known, an end outside is moved to its nearest point in the
 box. Each step goes a part dt/(1-t) <= 1 of the way to the end, so states stay between the start and the box: without noise no
 path can diverge, whatever the value and the number of steps.
+
+Equation (T23): docs/derivations/transport.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence

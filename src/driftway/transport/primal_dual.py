@@ -8,6 +8,8 @@
 With labels a step solves two problems side by side: states with a label are paired with candidates of that label, and a fraction of
 the states, whose label is dropped, with candidates of every label. The second is the value of null that guidance mixes with (Ho and
 Salimans, 2022).
+
+Equations (T3), (T4), (T5), (T6): docs/derivations/transport.md.
 """
 
 from dataclasses import dataclass

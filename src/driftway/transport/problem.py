@@ -23,6 +23,8 @@ eps = sigma^2 when sigma > 0; with sigma = 0, eps > 0 smooths the minimum. Two c
   between any two times, is W_t = V_t + (eps d/2) log(2 pi eps (1-t)), d the dimension; the gradients are the same.
 
 Sources: Moreno-Muñoz, Müller and Neu (2026), arXiv 2605.22507; Léonard (2014), arXiv 1308.0215, for the bridge.
+
+Equation (T1): docs/derivations/transport.md.
 """
 
 import math

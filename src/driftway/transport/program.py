@@ -17,6 +17,8 @@ optimal transport between two weighted point sets; inner grids that hold the poi
 With sigma > 0 the stage cost is a divergence, not linear in mu: that program is solved by matrix scaling, not here.
 
 Sources: Moreno-Muñoz, Müller and Neu (2026), arXiv 2605.22507; Peyré and Cuturi (2019), Computational Optimal Transport.
+
+Equation (T1): docs/derivations/transport.md.
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,8 @@ between the normal laws (Bures), with eps = sigma^2 their Schrödinger bridge. M
 the networks only what is not linear.
 
 Sources: Bures (1969); Bunne et al. (2023), arXiv 2202.05722, Theorem 3, for the bridge.
+
+Equations (T11), (T12): docs/derivations/transport.md.
 """
 
 import torch

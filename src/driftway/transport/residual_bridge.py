@@ -8,6 +8,8 @@ With the base's law of the end p^q_t(y|x), V = V^q + R and g = g^q + h, the Cole
 
 estimated with m draws of the end for each state. The draws are near the state's own ends, however many dimensions there are, where
 few of a batch's M rows would be: with the base exact, h = 0 and the weights are even.
+
+Equations (T14), (T15), (T16): docs/derivations/transport.md.
 """
 
 import math

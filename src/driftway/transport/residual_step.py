@@ -9,6 +9,8 @@ at t = 0 is a control variate, exact in the mean for normal laws. Three states i
 `primal_dual`.
 
 A gradient field that pushes source to target is the optimal map, so a field with unbiased ends has the right fixed point.
+
+Equation (T13): docs/derivations/transport.md.
 """
 
 import torch

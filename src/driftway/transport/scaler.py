@@ -102,16 +102,18 @@ class Scaler:
         return cls(tuple(config["event"]), config["noise"], shift, scale, constant, tensors.get("scaler.box"))
 
 
-def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *event"] | None, mode: str = "auto") -> Scaler:
+def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *event"] | None, mode: str = "auto",
+               argument: str = "target") -> Scaler:  # fmt: skip
     """Fit the map on training rows.
 
     Args:
         target: training rows of the target.
         source: training rows of the source, or None for the standard normal.
         mode: "auto", "columns", "common" or "none" (module docstring).
+        argument: what an error calls the target.
 
     Raises:
-        InputError: if "columns" is asked for with a data source, or no column of the target varies.
+        InputError: if "columns" is asked for with a data source, or no column of the target varies, or by too little to square.
     """
     mode = ("columns" if source is None and target.ndim == 2 else "common") if mode == "auto" else mode
     require(mode != "columns" or source is None, "standardize", expected="common or none with a data source", got="columns",
@@ -119,10 +121,10 @@ def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *e
     y = target.flatten(1)
     constant = (y == y[0]).all(0)
     columns = constant.nonzero()[:, 0].tolist()
-    require(len(columns) < y.shape[1], "target", expected="a column that varies", got="constant rows", cure="check the data")
+    require(len(columns) < y.shape[1], argument, expected="a column that varies", got="constant rows", cure="check the data")
     if columns:
         shown = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
-        warnings.warn(f"target: {len(columns)} of {prod(target.shape[1:])} columns are constant and are kept as constants "
+        warnings.warn(f"{argument}: {len(columns)} of {prod(target.shape[1:])} columns are constant and are kept as constants "
                       f"(columns {shown})", stacklevel=4)  # fmt: skip
     shift, scale = torch.zeros_like(y[0]), torch.ones_like(y[0])
     if mode == "columns":
@@ -130,6 +132,9 @@ def fit_scaler(target: Float[Tensor, "n *event"], *, source: Float[Tensor, "m *e
     elif mode == "common":
         both = y if source is None else torch.cat([y, source.flatten(1)])
         shift, scale = both.mean(0), y[:, ~constant].var(0).mean().sqrt().expand_as(scale).clone()
+    least, enough = float(scale.min()), 10 * torch.finfo(y.dtype).tiny ** 0.5
+    require(least >= enough, argument, expected=f"columns whose spread is {enough:.0e} or more, so that it can be squared in {y.dtype}",
+            got=f"{least:.2g}", cure="multiply the data by a number")  # fmt: skip
     rows = y if source is None else torch.cat([y, source.flatten(1)])
     low, high = rows.amin(0), rows.amax(0)
     margin = (high - low) / 2 if target.ndim == 2 else torch.zeros_like(low)

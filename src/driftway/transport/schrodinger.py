@@ -11,6 +11,8 @@ the matrix D of distances and weights w = 1/n and -1/m (Székely and Rizzo, 2013
 exchangeable row by row, so swapping them within rows gives an exact p-value; so does reshuffling ends and target rows. The second is
 Itô's formula with the Hamilton-Jacobi equation; M_T has mean zero. W is the Gaussian-kernel value of `problem`: mixtures, and
 residual values on top of one, store it; networks V_t = W_t - (eps d/2) log(1-t) + const.
+
+Equations (T21), (T22): docs/derivations/transport.md.
 """
 
 import math

@@ -9,6 +9,8 @@ moves about as much mass as the cell holds. So the step follows the scale of the
 the marginal error of the average is small (see `marginal`).
 
 Sources: Genevay, Cuturi, Peyré and Bach (2016), arXiv 1605.08527, equations 7 to 9; Polyak and Juditsky (1992) for the average.
+
+Equations (T18), (T19): docs/derivations/transport.md.
 """
 
 import math

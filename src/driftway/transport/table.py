@@ -12,6 +12,8 @@ The price extends to all y by its supporting planes: with x_j the mean source ro
 so g(y) is taken as the largest right side less |y|^2/2. It equals g_j at y_j, and weak duality holds for it as for any price.
 
 Sources: Genevay, Cuturi, Peyré and Bach (2016), arXiv 1605.08527, equations 3 to 5; `problem` for the closed forms.
+
+Equations (T1), (T18): docs/derivations/transport.md.
 """
 
 import math

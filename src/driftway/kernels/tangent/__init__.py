@@ -4,6 +4,8 @@
 
 (Jacot, Gabriel and Hongler, 2018, for wide networks; here at any width and any weights.) K is a sum over parameters, so that the
 matrices of scopes without common parameters add up.
+
+Equation (K19): docs/derivations/kernels.md.
 """
 
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from driftway.kernels.tangent.features import CHANGES, Projection, TangentFeatur
 from driftway.kernels.tangent.keys import digest
 from driftway.kernels.tangent.outputs import Forward, Outputs, checked, forward
 from driftway.kernels.tangent.scope import Scope, select
-from driftway.kernels.tangent.spool import Spool
+from driftway.kernels.tangent.spool import Spool, alone
 from driftway.parallel import launched
 
 __all__ = ["Projection", "TangentFeatures", "TangentKernel", "tangent_features", "tangent_gram"]
@@ -51,36 +53,38 @@ def tangent_features(model: nn.Module, batches: Any, *, scope: Scope = "all", ou
         memory: GiB for factors and gradients in memory, beside the passes themselves; more factors than half of it wait in files.
         test: which batches the rules for layers are tested on: "first", or "every" for a network whose computation depends on the rows of
             the batch, such as one that sends rows to experts.
-        cache: a folder for the factors, in which an interrupted call with the same model and data goes on.
+        cache: a folder for the factors, in which an interrupted call with the same model and data goes on. The result reads them there.
 
     Raises:
-        InputError: if nothing is in scope (the error lists close names), the model is in training mode with layers that are random or mix
-            samples, or inputs or outputs are not as above.
+        InputError: if another run works in the cache, nothing is in scope (the error lists close names), the model is in training mode
+            with layers that are random or mix samples, or inputs or outputs are not as above.
     """
     parameters, outputs, test = select(model, scope), checked(outputs), choice("test", test, ("first", "every"))
     _deterministic(model)
     size, room = count("batch_size", batch_size), real("memory", memory, least=0.0, strict=True) * GIB
     own = next(iter(parameters.values()))
-    require(dtype is None or dtype.is_floating_point, "dtype", expected="a floating dtype", got=dtype, cure="pass e.g. torch.float64")
+    known = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+    require(known, "dtype", expected="a floating dtype", got=dtype, cure="pass e.g. torch.float64")
     how = Capture(model, parameters, forward, outputs, dtype or own.dtype)
     group, folder = launched(), None if cache is None else Path(cache)
     spool, keys = Spool(limit=room / 2, folder=folder), []
     state = digest(model, list(parameters), outputs, how.dtype, forward) if folder else ""
-    for number, part in enumerate(parts("batches", batches, size)):
-        batch = convert(part, how.dtype, own.device)
-        keys.append(key := digest(state, batch) if folder else "")
-        mine = number % group.size == group.rank
-        slow = spool.find(number, key) if mine else None
-        if slow is not None:
-            how = replace(how, slow=how.slow | slow)
-            continue
-        piece = None
-        if number == 0 or (mine and test == "every"):  # all processes test the first batch, and come to the same result
-            how, piece = tested(how, batch)
-        if mine:
-            spool.add(capture(how, batch, piece), number, key=key, slow=how.slow)
-    scores = sorted((pair for pairs in group.gather([*zip(spool.numbers, (s.cpu() for s in spool.scores), strict=True)]) for pair in pairs),
-                    key=lambda pair: pair[0])  # fmt: skip
+    with alone(folder, group):
+        for number, part in enumerate(parts("batches", batches, size)):
+            batch = convert(part, how.dtype, own.device)
+            keys.append(key := digest(state, batch) if folder else "")
+            mine = number % group.size == group.rank
+            slow = spool.find(number, key) if mine else None
+            if slow is not None:
+                how = replace(how, slow=how.slow | slow)
+                continue
+            piece = None
+            if number == 0 or (mine and test == "every"):  # all processes test the first batch, and come to the same result
+                how, piece = tested(how, batch)
+            if mine:
+                spool.add(capture(how, batch, piece), number, key=key, slow=how.slow)
+        found = group.gather([*zip(spool.numbers, (s.cpu() for s in spool.scores), strict=True)])
+    scores = sorted((pair for pairs in found for pair in pairs), key=lambda pair: pair[0])
     return TangentFeatures({name: p.shape for name, p in parameters.items()}, torch.cat([s for _, s in scores]).to(own.device),
                            how.full, how.slow, how.wide, spool, group, room, digest(keys))  # fmt: skip
 
@@ -118,9 +122,10 @@ def tangent_gram(model: nn.Module, batches: Any, other: Any = None, *, scope: Sc
         return tangent_features(model, rows, scope=scope, outputs=outputs, forward=forward, dtype=dtype, batch_size=batch_size,
                                 memory=memory, test=test, cache=own)  # fmt: skip
 
-    x = features(batches, "rows")
-    y = features(other, "columns") if other is not None else x if sign == "left" else None
-    return inner(x, y, sign=sign, weights=weights, folder=folder)
+    with alone(folder, launched()):
+        x = features(batches, "rows")
+        y = features(other, "columns") if other is not None else x if sign == "left" else None
+        return inner(x, y, sign=sign, weights=weights, folder=folder)
 
 
 @dataclass(frozen=True, eq=False)

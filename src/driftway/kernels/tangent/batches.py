@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftway.checks import InputError, require
+from driftway.checks import InputError, numbers, require
 
 LABELS = ("label", "labels")  # left out: scores do not need them
 Batch = Tensor | Mapping[str, Any]
@@ -81,9 +81,10 @@ def _checked(argument: str, batch: Any) -> Batch:
 def _entry(argument: str, entry: Any) -> Any:
     if isinstance(entry, np.ndarray):
         require(entry.dtype.kind in "biuf", argument, expected="numbers", got=f"dtype {entry.dtype}", cure="tokenize texts first")
-        entry = torch.from_numpy(entry)
+        entry = numbers(argument, entry)
     if not isinstance(entry, Tensor) or not entry.ndim:
         return entry
+    entry = numbers(argument, entry)
     require(len(entry) > 0, argument, expected="at least one row", got=f"shape {tuple(entry.shape)}",
             cure="give the first axis one entry for each example")  # fmt: skip
     if entry.dtype.is_floating_point:

@@ -25,7 +25,7 @@ from driftway.checks import require
 from driftway.kernels.tangent.assemble import beside, empty, merge, pack
 from driftway.kernels.tangent.batches import Batch, rows, take
 from driftway.kernels.tangent.factors import Direct, Factor, Outer, Rows
-from driftway.kernels.tangent.outputs import Forward, Outputs, scores_of
+from driftway.kernels.tangent.outputs import Forward, Outputs, read, scores_of
 from driftway.kernels.tangent.rules import rule_for
 from driftway.kernels.tangent.watch import Record, Use, hooked, recording
 
@@ -200,7 +200,7 @@ class _Scored(nn.Module):
         self.model, self.read, self.outputs = model, forward, outputs
 
     def forward(self, batch: Batch) -> Tensor:
-        return scores_of(self.read(self.model, batch), self.outputs, rows(batch))
+        return scores_of(read(self.read, self.model, batch), self.outputs, rows(batch))
 
 
 def _by_rule(use: Use, k: int, names: Mapping[int, str], dtype: torch.dtype) -> dict[str, Direct | Outer | Rows]:

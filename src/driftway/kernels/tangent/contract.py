@@ -7,6 +7,8 @@ Three ways, the cheapest for each parameter:
     formed      some rows of the gradients at a time, for all samples; then a matrix product       (n + m) T p q + n m p q
     identity    sum_{s,s'} (b_is . b_js') (x_is . x_js')                                           n m T^2 (p + q)
     tables      row by row of the table, for the samples that touch it                             few
+
+Equations (K21), (K22), (K23): docs/derivations/kernels.md.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Set

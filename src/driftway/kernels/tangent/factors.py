@@ -10,6 +10,8 @@ section 3.2). An embedding is a linear layer of one-hot inputs. Its gradient is 
 smaller than its factors is kept as it is: Direct. Positions with b = 0, as padding has, add nothing: without them, Packed.
 
 As a matrix, a gradient has `shape` (r, c). `form` writes some of its r rows, for all n samples, to a buffer.
+
+Equations (K20), (K22): docs/derivations/kernels.md.
 """
 
 from dataclasses import dataclass, replace

@@ -4,6 +4,8 @@
 
 The sketch adds each column of J, with a random sign, to one of `dim` random places (Charikar, Chen and Farach-Colton, 2002;
 Weinberger et al., 2009). Its inner products have the expectation K_ij and a variance of at most (K_ii K_jj + K_ij^2) / dim.
+
+Equations (K24), (K25): docs/derivations/kernels.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.checks import choice, count, require
+from driftway.checks import choice, count, kind, require
 from driftway.kernels.base import require_memory
 from driftway.kernels.tangent.contract import Side, add_inner, chunks, formed
 from driftway.kernels.tangent.spool import Spool
@@ -176,6 +178,8 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
         InputError: if the two do not belong together, or the matrix does not fit into memory.
     """
     sign, other, device = choice("sign", sign, CHANGES), y or x, x.scores.device
+    if weights is not None:
+        kind("weights", weights, Mapping, "a dictionary of numbers")
     lacking = sorted(set(x.shapes) - set(weights)) if weights is not None else []
     require(not lacking, "weights", expected="a weight for each parameter in scope", got=f"none for {', '.join(lacking[:3])}",
             cure="name parameters as the model does")  # fmt: skip
@@ -191,7 +195,10 @@ def inner(x: TangentFeatures, y: TangentFeatures | None, *, sign: str = "none", 
     if path and path.is_file():
         config, tensors = read_tensors("cache", path)
         if config.get("key") == key:
-            K, done = tensors["K"].to(device), int(config["done"])
+            held, done = tensors.get("K", K[:0]), config.get("done", -1)
+            require(held.shape == K.shape and held.dtype == K.dtype and type(done) is int and 0 <= done <= len(x.shapes), "cache",
+                    expected=f"a matrix {tuple(K.shape)} in {path}", got=f"{tuple(held.shape)} of {held.dtype}", cure="delete that file")
+            K = held.to(device)
     if len(set(x.group.gather(done))) > 1:  # processes that were stopped at different places begin together
         K, done = torch.zeros_like(K), 0
     saved, names, room = monotonic(), tuple(x.shapes), x.room(x.size + (y.size if y else 0))

@@ -26,6 +26,24 @@ def forward(model: nn.Module, batch: Any) -> Any:
     return getattr(out, "logits", out)
 
 
+def read(forward: Forward, model: nn.Module, batch: Any) -> Any:
+    """What is read from a model for a batch.
+
+    Raises:
+        InputError: if the model cannot take it.
+    """
+    try:
+        return forward(model, batch)
+    except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
+        if type(error) not in (RuntimeError, TypeError, IndexError, ValueError, AttributeError):
+            raise  # of another kind, such as a lack of memory
+        entries = batch.items() if isinstance(batch, Mapping) else [("", batch)]
+        shown = ", ".join(f"{name} {tuple(e.shape)} of {e.dtype}".strip() for name, e in list(entries)[:4] if isinstance(e, Tensor))
+        said = " ".join(str(error).split())
+        raise InputError("batches", expected="inputs that the model and forward can take", got=f"{shown}, at which they raise "
+                         f"{type(error).__name__} ({said[:300]})", cure="call the model on such a batch yourself")  from error  # fmt: skip
+
+
 def scores_of(out: Any, outputs: Outputs, n: int) -> Float[Tensor, "n k"]:
     """The scores that gradients are taken of.
 

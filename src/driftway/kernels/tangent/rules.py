@@ -6,6 +6,8 @@
     norms        y = w z(x) + u           dw = sum_s b_s z_s         du = sum_s b_s
 
 Rules are tested against autograd before they are used (`capture.py`). A layer without a rule costs one gradient for each sample.
+
+Equation (K20): docs/derivations/kernels.md.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from driftway.checks import InputError, require
+from driftway.checks import InputError, kind, require
 
 PARTS = ("lora", "norm", "embedding", "attention", "head", "mlp", "other")
 Scope = str | Sequence[str]
@@ -61,6 +61,9 @@ def select(model: nn.Module, scope: Scope) -> dict[str, nn.Parameter]:
     Raises:
         InputError: if the model has no parameters, or an entry of the scope matches none of them.
     """
+    kind("model", model, nn.Module, "a module")
+    require(isinstance(scope, str | list | tuple), "scope", expected="a name or a list of names", got=repr(scope)[:80],
+            cure='pass e.g. scope="attention"')  # fmt: skip
     entries = (scope,) if isinstance(scope, str) else tuple(scope)
     known = list(_parameters(model))
     require(bool(known), "model", expected="a module with parameters", got=type(model).__name__, cure="pass a network")

@@ -6,6 +6,7 @@ and the options, and a file with another key is written anew.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from driftway.checks import InputError, require
 from driftway.kernels.tangent.capture import Piece
 from driftway.kernels.tangent.contract import Side
 from driftway.kernels.tangent.factors import Direct, Factor, Outer, Packed, Rows, Spec, moved, spec
 from driftway.parallel import Group
-from driftway.store import read_tensors, write_tensors
+from driftway.store import read_tensors, write_tensors, writing
 
 KINDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "direct": (Direct, ("g",)), "outer": (Outer, ("left", "right")), "packed": (Packed, ("left", "right")),
@@ -31,7 +33,20 @@ class _Stored:
     """A piece in a file: for each factor of each parameter its spec, the names of its tensors and other fields."""
 
     path: Path
+    key: str
     layout: Mapping[str, list[Any]]
+
+
+@contextmanager
+def alone(folder: Path | None, group: Group) -> Iterator[None]:
+    """Keep other runs out of a cache, if there is one.
+
+    Raises:
+        InputError: if one works there, or it cannot be written to.
+    """
+    with writing("cache", folder) if folder and group.main else nullcontext():
+        group.gather(None)  # nobody writes before the first process has the folder
+        yield
 
 
 class Spool:
@@ -60,8 +75,12 @@ class Spool:
         config, tensors = read_tensors("cache", self._path(number), names=("scores",))
         if config.get("key") != key:
             return None
-        self._keep(_Stored(self._path(number), config["layout"]), number, tensors["scores"])
-        return frozenset(config["slow"])
+        with _whole(self._path(number)):
+            scores, slow = tensors["scores"], frozenset(map(str, config["slow"]))
+            if scores.ndim != 2 or any(scores.shape[1:] != other.shape[1:] for other in self.scores):
+                raise ValueError(f"scores of shape {tuple(scores.shape)}")
+            self._keep(_Stored(self._path(number), key, config["layout"]), number, scores)
+        return slow
 
     def add(self, piece: Piece, number: int, *, key: str = "", slow: Collection[str] = ()) -> None:
         """Append the piece of a batch."""
@@ -80,7 +99,7 @@ class Spool:
         named = {names[t]: tensor for t, tensor in tensors.items()} | {"scores": piece.scores}
         path, config = self._path(number), {"key": key, "slow": sorted(slow), "layout": layout}
         write_tensors(path, named, config, durable=self.folder is not None)
-        self._keep(_Stored(path, layout), number, piece.scores)
+        self._keep(_Stored(path, key, layout), number, piece.scores)
 
     def load(self, name: str) -> Iterator[list[Factor]]:
         """The factors of one parameter, piece by piece."""
@@ -88,10 +107,17 @@ class Spool:
             if not isinstance(piece, _Stored):
                 yield piece[name]
                 continue
-            described = piece.layout[name]
-            tensors = read_tensors("cache", piece.path, names={n for _, names, _ in described for n in names})[1]
-            yield [KINDS[known[0]][0](*(tensors[n].to(scores.device) for n in names), *map(_frozen, rest))
-                   for known, names, rest in described]  # fmt: skip
+            with _whole(piece.path):
+                described = piece.layout[name]
+                config, tensors = read_tensors("cache", piece.path, names={n for _, names, _ in described for n in names})
+            require(config.get("key") == piece.key, "cache", expected=f"{piece.path} as it was written", got="that of other data",
+                    cure="give every model and data set a cache of its own")  # fmt: skip
+            with _whole(piece.path):
+                found = [KINDS[known[0]][0](*(tensors[n].to(scores.device) for n in names), *map(_frozen, rest))
+                         for known, names, rest in described]  # fmt: skip
+                if any(spec(factor) != Spec(*known) for factor, (known, _, _) in zip(found, described, strict=True)):
+                    raise ValueError("factors of other shapes")
+            yield found
 
     def side(self, name: str, n: int, group: Group, *, dtype: torch.dtype, device: torch.device) -> Side:
         """The factors of one parameter for all n samples, those of other processes included."""
@@ -116,6 +142,18 @@ class Spool:
         if self.folder is None and self._own is None:
             self._own = TemporaryDirectory(prefix="driftway-")
         return (self.folder or Path(self._own.name)) / f"rows-{number:06d}.safetensors"  # type: ignore[union-attr]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What goes wrong inside is the file's fault."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError("cache", expected=f"a whole {path.name}", got=f"a changed or damaged one ({' '.join(str(error).split())[:200]})",
+                         cure=f"delete {path} and call again") from None  # fmt: skip
 
 
 def _tensors(factor: Factor) -> list[Tensor]:
