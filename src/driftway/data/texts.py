@@ -156,6 +156,7 @@ def _folder(source: Source, text: str, split: str | None) -> _Columns:
             source.fail("names of files in the data set", f"{entry['filename']!r}", "save it again by its method save_to_disk")
         with pa.memory_map(str(path / entry["filename"])) as file, pa.ipc.open_stream(file) as stream:
             tables.append(stream.read_all())
+            tables[-1].validate(full=True)  # offsets of a damaged file point anywhere
     if not tables:
         source.fail("rows of texts", "a data set without data files", "save it again")
     info = _json(path / "dataset_info.json") if (path / "dataset_info.json").is_file() else {}

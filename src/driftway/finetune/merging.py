@@ -201,7 +201,8 @@ def kernel_changes(K: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], res
     """
     weights = [shaped(f"weights[{k}]", w, (None,)) for k, w in enumerate(_listed("weights", weights))]
     residuals = [numbers(f"residuals[{A}]", r) for A, r in enumerate(_listed("residuals", residuals))]
-    require(len(_listed("K", K)) == len(residuals) > 0 and all(len(_listed("K", row)) == len(weights) for row in K) and len(weights) > 0, "K",
+    whole = len(_listed("K", K)) == len(residuals) > 0 and all(len(_listed("K", row)) == len(weights) > 0 for row in K)
+    require(whole, "K",
             expected=f"{len(residuals)} rows of {len(weights)} matrices, a row for each task", got="others",
             cure="pass [[a.cross(b) for b in features] for a in features]")  # fmt: skip
     K = [[shaped(f"K[{A}][{k}]", K_Ak, (r.numel(), len(w))).to(w.dtype) for k, (K_Ak, w) in enumerate(zip(row, weights, strict=True))]

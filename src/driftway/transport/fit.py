@@ -204,6 +204,8 @@ def _train(run: Run, steps: int | None, max_seconds: float | None, gap: float | 
         if folder is not None and time.monotonic() - saved >= every:
             save_run(folder, run)
             saved = time.monotonic()
+    if not all(bool(parameter.isfinite().all()) for parameter in run.learner.average.parameters()):
+        raise Diverged(run.index, "parameters that are not finite", "they were not saved")
     if folder is not None:
         save_run(folder, run)
 
