@@ -29,7 +29,7 @@ from driftway.adapt import AutoTransferRegressor, DINOInitRegressor, PooledGP, T
 from driftway.align import TransportedRegressor
 from driftway.store import write_file
 
-LABELS, SEEDS, SLOW_SEEDS = (0, 20, 50), 3, 1
+LABELS, SEEDS, SLOW_SEEDS = (0, 20, 50), 5, 1
 SHIFTED = tuple(task for task in TASKS if task not in NULL)
 CACHE = Path(__file__).parent / ".cache" / "adapt_transported"
 POOLED, AUTO = "PooledGP", "AutoTransferRegressor"

@@ -188,7 +188,7 @@ def read_tensors(argument: str, path: Path, *, names: Collection[str] | None = N
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
         config = json.loads(metadata["config"])
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
         raise InputError(argument, expected=f"a whole {path.name} written by driftway", got=f"a damaged one ({error})",
                          cure=f"delete {path} and save or train again") from None  # fmt: skip
     return _known(argument, config, path), tensors
@@ -213,7 +213,7 @@ def read_folder(argument: str, folder: Path) -> tuple[Config, dict[str, Tensor]]
                 cure="the folder is half-written: resume its training or train again")  # fmt: skip
     try:
         readable = json.loads((folder / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(argument, expected=f"JSON in {folder / CONFIG}", got=f"a damaged file ({error})",
                          cure="restore the file or train again") from None  # fmt: skip
     _known(argument, readable, folder / CONFIG)
