@@ -55,7 +55,7 @@ versions: .venv-oldest/.ready .venv-newest/.ready
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt -e . $(TESTERS)
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt -e '.[finetune]' $(TESTERS)
 	@touch $@
 
 .venv-newest/.ready: pyproject.toml

@@ -6,13 +6,21 @@ changed at random. It ends with the first input that is neither read nor refused
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from tests.reliability.files import READERS, changed, place, valid
-from tests.reliability.strategies import outcome
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+# What is watched must be watched as it is imported.
+with atheris.instrument_imports(include=["driftway.data", "driftway.checks"]) if atheris else nullcontext():
+    from tests.reliability.files import READERS, changed, place, valid
+    from tests.reliability.strategies import outcome
 
 NAMES = [(reader, name) for reader, (_, names) in READERS.items() for name in names]
 
@@ -32,12 +40,9 @@ def one(which: int, data: bytes, out: Path) -> None:
 
 def by_coverage(runs: int, out: Path) -> None:
     """Atheris: its own changes of the valid files, whose first byte says which reader they are for."""
-    import atheris
-
     with TemporaryDirectory() as corpus:
         for which, (reader, name) in enumerate(NAMES):
             (Path(corpus) / f"{reader}-{name}").write_bytes(bytes([which]) + valid(name))
-        atheris.instrument_all() if runs > 100_000 else None
         atheris.Setup([sys.argv[0], f"-runs={runs}", "-max_len=8192", "-verbosity=0", corpus],
                       lambda data: one(data[0], data[1:], out) if data else None)  # fmt: skip
         atheris.Fuzz()
@@ -58,11 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"))
     parser.add_argument("--random", action="store_true", help="do not use atheris")
     options = parser.parse_args()
-    try:
-        import atheris  # noqa: F401
-    except ImportError:
-        options.random = True
-    if options.random:
+    if options.random or atheris is None:
         at_random(options.runs, options.out, options.seed)
     else:
         by_coverage(options.runs, options.out)
