@@ -29,7 +29,7 @@ from benchmarks.adapt_data import NULL, TASKS, TITLES, Split, split
 from benchmarks.adapt_fits import Prediction
 from benchmarks.adapt_peers import PEERS
 from benchmarks.record import RESULTS, Goal, Record, Table, show, write
-from driftway.adapt.estimators import moments
+from driftway.adapt.estimators_base import moments
 from driftway.store import write_file
 
 AUTO, TARGET, FIXED, DINO = "AutoTransferRegressor", "TargetOnlyGP", "MeanEmbeddingGP", "DINOInitRegressor"

@@ -9,7 +9,7 @@ import pandas as pd
 from driftway import adapt
 from driftway.adapt.dino_init import Settings, first_stage
 from driftway.adapt.dino_train import train
-from driftway.adapt.estimators import DomainRegressor
+from driftway.adapt.estimators_base import DomainRegressor
 from driftway.adapt.family import constant
 from driftway.adapt.frame import frame
 from driftway.adapt.scale import Scale

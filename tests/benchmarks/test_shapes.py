@@ -253,9 +253,9 @@ def test_goals_are_met_and_missed_by_figures():
         assert len(tables(made)) == 3
         return [goal.met for goal in goals(made)]
 
-    assert verdicts(0.2) == [True, False, False, True, True]
-    assert verdicts(0.35) == [False, False, False, True, True]
-    assert verdicts(0.45, coverage=0.5) == [False, False, False, False, False]
+    assert verdicts(0.2) == [True, False, False, False, True, True]
+    assert verdicts(0.35) == [False, False, False, False, True, True]
+    assert verdicts(0.45, coverage=0.5) == [False] * 6
 
 
 def test_cells_are_read_back(tmp_path, monkeypatch):

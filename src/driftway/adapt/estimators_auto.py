@@ -10,7 +10,7 @@ from torch import Tensor
 
 from driftway.adapt.dino_init import Settings
 from driftway.adapt.distribution_kernel import FORMS
-from driftway.adapt.estimators import DomainRegressor, moments
+from driftway.adapt.estimators_base import DomainRegressor, moments
 from driftway.adapt.learn import Learned
 from driftway.adapt.shift import Shift
 from driftway.adapt.stacking import PROCESSES, Candidate, candidates, densities, stack

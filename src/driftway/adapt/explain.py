@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from driftway.adapt.distribution_kernel import DistributionKernel
-from driftway.adapt.estimators import DomainRegressor, between
 from driftway.adapt.estimators_auto import Decision
+from driftway.adapt.estimators_base import DomainRegressor, between
 from driftway.adapt.frame import canonical
 from driftway.adapt.importance import effective_sample_size, importance_weights
 from driftway.adapt.influence import Foreseen, foreseen, influence, mixed

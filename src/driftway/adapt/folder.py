@@ -25,7 +25,7 @@ from driftway import store
 from driftway.adapt import estimators, estimators_auto
 from driftway.adapt.dino_train import Trained, train
 from driftway.adapt.distribution_kernel import FORMS, Attention, Correlation, Domains, Embedded, Rows, base
-from driftway.adapt.estimators import DomainRegressor
+from driftway.adapt.estimators_base import DomainRegressor
 from driftway.adapt.family import Family
 from driftway.adapt.frame import Frame
 from driftway.adapt.learn import Learned, learn
