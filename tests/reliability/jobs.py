@@ -57,7 +57,8 @@ class Moments:
         else:
             changed = event in CHANGES
         path = os.fspath(args[0]) if changed and isinstance(args[0], str | os.PathLike) else ""
-        if not path.startswith(str(self.folder)) or path.endswith(store.LOCK) or self.only not in path:
+        inside = path == str(self.folder) or path.startswith(f"{self.folder}{os.sep}")
+        if not inside or path.endswith(store.LOCK) or self.only not in path:
             return
         self.seen += 1
         if self.at and self.seen >= self.at:
@@ -92,7 +93,8 @@ class Child:
         self.process.join(SOON)
         assert self.process.exitcode is not None, "a child hangs"
         moments = self.notes.with_suffix(".moments")
-        return Ended(self.process.exitcode, self.notes.read_text(), int(moments.read_text()) if moments.exists() else 0)
+        said = self.notes.read_text() if self.notes.exists() else ""  # it may die before it can say a word
+        return Ended(self.process.exitcode, said, int(moments.read_text()) if moments.exists() else 0)
 
     def kill(self) -> Ended:
         assert self.process.pid is not None

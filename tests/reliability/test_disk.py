@@ -53,7 +53,7 @@ def words(place, model):
 
 def one_line(ended, code, *shown):
     """The exit code, and one line on stderr that names what it should; what a command prints before is no part of it."""
-    lines = [line for line in ended.said.splitlines() if "error" in line.lower()]
+    lines = [line for line in ended.said.splitlines() if line.lower().startswith("error") or "Error:" in line]
     assert ended.code == code, ended.said
     assert len(lines) == 1, ended.said
     assert "Traceback" not in ended.said

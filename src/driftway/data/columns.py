@@ -92,7 +92,11 @@ def read_columns(argument: str, path: str | Path, *, only: Collection[str] | Non
     if not rows:
         source.fail("at least one row", "column names and no rows", "give it data")
     kept = [j for j, name in enumerate(names) if name not in drop and (only is None or name in only)]
-    return Columns({names[j]: _column(source, names[j], cells[j], rows) for j in kept}, tuple(names), rows, path)
+    try:
+        values = {names[j]: _column(source, names[j], cells[j], rows) for j in kept}
+    except (UnicodeDecodeError, pa.ArrowException) as error:  # text is decoded as it is looked at
+        source.fail("a whole file", f"damage ({error})", "write it again")
+    return Columns(values, tuple(names), rows, path)
 
 
 def _delimited(source: Source) -> tuple[list[str], list[Any], list[int]]:

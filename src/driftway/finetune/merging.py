@@ -150,6 +150,8 @@ def change(features: TangentFeatures, vector: TaskVector) -> Float[Tensor, "n *k
     for name, tau in vector.tensors.items():
         side = features.side(name)
         total += side.dot(tau.reshape(side.shape))
+    require(bool(total.isfinite().all()), "features", expected="rows whose gradients are finite numbers", got="changes of NaN or infinity",
+            cure="look for rows that are too large for the model")  # fmt: skip
     return total.view(n, k) if features.full else total
 
 
