@@ -95,7 +95,7 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         require(not (return_std and return_cov), "return_std", expected="one of return_std and return_cov", got="both",
                 cure="call predict twice")  # fmt: skip
-        rows = torch.tensor(validate_data(self, as_array("X", X), reset=False, dtype=np.float64))
+        rows = torch.tensor(np.ascontiguousarray(validate_data(self, as_array("X", X), reset=False, dtype=np.float64)))
         moderate("X", rows)
         if return_cov:
             mean, cov = self._covariance(rows)

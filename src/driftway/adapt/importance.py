@@ -42,6 +42,18 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in median distances
 RIDGES = tuple(10.0**e for e in (-4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
 
 
+def relative(alpha: float | int) -> float:
+    """The alpha of relative weights.
+
+    Raises:
+        InputError: if it is not in [0, 1).
+    """
+    alpha = real("alpha", alpha, least=0.0)
+    require(alpha < 1, "alpha", expected="a number in [0, 1)", got=alpha, cure="pass alpha=0.1, or 0 for the ratio itself")
+    return alpha
+
+
+
 @torch.no_grad()
 def importance_weights(X_source: object, X_target: object, *, method: str = "kulsif", width: float | int | None = None,
                        ridge: float | int | None = None, alpha: float | int = 0.0, normalise: bool = True,
@@ -64,8 +76,7 @@ def importance_weights(X_source: object, X_target: object, *, method: str = "kul
     choice("method", method, METHODS)
     seed = checked_seed("seed", seed)
     S, T = _scaled(X_source, X_target)
-    alpha = real("alpha", alpha, least=0.0)
-    require(alpha < 1, "alpha", expected="a number in [0, 1)", got=alpha, cure="pass alpha=0.1, or 0 for the ratio itself")
+    alpha = relative(alpha)
     width = None if width is None else real("width", width, least=1e-6)
     ridge = None if ridge is None else real("ridge", ridge, least=0.0, strict=True)
     if method == "logistic":

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from driftway.adapt.importance import effective_sample_size, importance_weights
+from driftway.adapt.importance import effective_sample_size, importance_weights, relative
 from driftway.adapt.intake import read_weights
 from driftway.adapt.shift import Shift
 from driftway.checks import InputError, count, function, numbers, require
@@ -92,6 +92,7 @@ def importance_weighted_cv(estimator: Any, X: Any, y: object, sample_domain: obj
         InputError: if an argument cannot be used, or there are no rows of the source or of the target.
     """
     shift, source = _two_sides(estimator, X, y, sample_domain)
+    alpha = relative(alpha)
     w = _given(weights, shift, source, lambda a, b: importance_weights(a, b, method=method, alpha=alpha, seed=seed))
     loss = torch.zeros(len(source)).to(w)
     for held, rows in _folds(source, len(shift.X), folds, seed):
@@ -123,6 +124,7 @@ def deep_embedded_validation(estimator: Any, X: Any, y: object, sample_domain: o
     def ratio(a: object, b: object) -> Tensor:
         return importance_weights(a, b, method=method, alpha=alpha, seed=seed, normalise=False)
 
+    alpha = relative(alpha)
     function("features", features, "a fitted estimator and rows")
     shift, source = _two_sides(estimator, X, y, sample_domain)
     w = _given(weights, shift, source, ratio) if weights is not None or features is None else torch.zeros(len(source)).to(shift.X)

@@ -190,7 +190,8 @@ def load_cells(source: Source) -> Cells:
         if "allow_pickle" in str(error):
             text = "" if source.label is None else ", and text labels to dtype=str"
             source.fail("an array of real numbers", "pickled objects", f"convert it to a float array{text}")
-        source.fail(f"a whole {source.path.suffix} file", f"damage ({error})", "write the file again")
+        said = " ".join(str(error).split())[:200]
+        source.fail(f"a whole {source.path.suffix} file", f"damage ({said})", "write the file again")
 
 
 def as_table(source: Source, cells: Cells) -> Table:

@@ -213,7 +213,7 @@ def gradient_flow(Theta: Float[Tensor, "n n"] | Spectrum, y: Float[Tensor, "n *k
         require(not (Theta.requires_grad and torch.is_grad_enabled()), "Theta", expected="a matrix without gradient", got="one with it",
                 cure="pass Theta.detach(), or for t = inf use posterior(Theta, y, noise=ridge), which is differentiable")  # fmt: skip
         same_dtype("Theta", Theta, "y", y)
-        spectrum = eigendecompose(symmetric_matrix("Theta", Theta).double())
+        spectrum = eigendecompose(symmetric_matrix("Theta", Theta).double(), argument="Theta")
         rounding = len(Theta) ** 0.5 * torch.finfo(Theta.dtype).eps  # |E|_2 <= |E|_F <= eps |Theta|_F <= eps n^(1/2) |Theta|_2
         floor = max(spectrum.floor, rounding * float(spectrum.values[0]))
     if spectrum.vectors is None:

@@ -72,9 +72,7 @@ class Spectrum:
                 cure="pass the eigenvalues of K/n, and the rows of K as size")  # fmt: skip
         order = mu.argsort(descending=True, stable=True)
         mu = mu[order]
-        least, top = min(float(mu[-1]), 0.0), max(float(mu[0]), 0.0)
-        require(least >= -INDEFINITE * top, "values", expected="eigenvalues of a positive semi-definite matrix",
-                got=f"{least:.3g} beside a largest of {float(mu[0]):.3g}", cure="check the kernel, or compute it in float64")  # fmt: skip
+        least, top = _definite("values", mu)
         total = float(mu.clamp_min(0).sum())
         trace = real("trace", total if self.trace != self.trace else self.trace, least=0)
         slack = 1e-3 * total + 5 * self.trace_error
@@ -171,19 +169,21 @@ class Spectrum:
 
 
 @torch.no_grad()
-def eigendecompose(K: Tensor, *, k: int | None = None) -> Spectrum:
+def eigendecompose(K: Tensor, *, k: int | None = None, argument: str = "K") -> Spectrum:
     """The spectrum of K/n by a full decomposition, in float64 whatever the dtype of K.
 
     Args:
         K: (n, n), positive semi-definite up to rounding.
         k: keep the k largest values and their vectors; all if None.
+        argument: what an error calls K.
 
     Raises:
         InputError: if K is not symmetric, not finite, or clearly indefinite.
     """
-    K = symmetric_matrix("K", K)
+    K = symmetric_matrix(argument, K)
     n, eps = len(K), torch.finfo(K.dtype).eps
     mu, U = torch.linalg.eigh(K.double() / n)
+    _definite(argument, mu.flip(0))
     whole = Spectrum(mu, n, U, trace=float(mu.clamp_min(0).sum()), precision=eps)
     return whole if k is None else whole.largest(k)
 
@@ -264,3 +264,15 @@ def _orthonormal(W: Float[Tensor, "n b"], Q: Float[Tensor, "n m"], draw: Callabl
         lost = R.diagonal().abs() < 1e-10 * R.diagonal().abs().max()
         W = torch.where(lost, draw(W.shape[1]), W)
     return W[:, :b]
+
+
+def _definite(argument: str, mu: Float[Tensor, " k"]) -> tuple[float, float]:
+    """The least eigenvalue, at most 0, and the largest, at least 0, of eigenvalues that come largest first.
+
+    Raises:
+        InputError: if one is negative by more than rounding.
+    """
+    least, top = min(float(mu[-1]), 0.0), max(float(mu[0]), 0.0)
+    require(least >= -INDEFINITE * top, argument, expected="eigenvalues of a positive semi-definite matrix",
+            got=f"{least:.3g} beside a largest of {float(mu[0]):.3g}", cure="check the kernel, or compute it in float64")  # fmt: skip
+    return least, top
