@@ -178,6 +178,7 @@ def test_half_precision_is_close(train):
         half.square().sum().backward()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="older ones compile another function")
 def test_a_compiled_value_is_the_same_function(monkeypatch):
     """With the translation but without the C++ step, which takes minutes; a deep copy runs on its own weights."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

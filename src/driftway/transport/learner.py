@@ -81,6 +81,8 @@ class Settings:
         require(self.rank == -1 or (isinstance(self.rank, int) and self.rank >= 0), "rank", expected="a whole number >= 0, or -1 for full",
                 got=repr(self.rank), cure="pass rank=0 for diagonal covariances")  # fmt: skip
         require(isinstance(self.compiled, bool), "compiled", expected="True or False", got=repr(self.compiled), cure="pass compiled=False")
+        require(not self.compiled or torch.__version__ >= "2.13", "compiled", expected="torch 2.13 or newer, as older ones compile wrongly",
+                got=f"torch {torch.__version__}", cure="pass compiled=False, or install a newer torch")  # fmt: skip
         checks.choice("precision", self.precision, ("float32", "bfloat16"))
         checks.real("level", self.level, least=0)
         checks.real("closeness", self.closeness, least=0)

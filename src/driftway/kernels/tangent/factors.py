@@ -70,6 +70,7 @@ class Outer:
         """groups q rows, p columns."""
         return self.left.shape[1] * self.left.shape[3], self.right.shape[3]
 
+    @torch.no_grad()
     def form(self, rows: slice, out: Float[Tensor, "n rows c"], *, add: bool) -> None:
         """Write rows of the gradients to `out`, or add them: some of one group, or whole groups."""
         q, p = self.left.shape[3], self.right.shape[3]
