@@ -1,29 +1,16 @@
 """The demo as a person meets it: three parts, a page that leads to their reports, and figures that are those of the reports."""
 
 import re
-import sys
 
 import pytest
 import torch
 
-from driftway import cli
 from driftway.cli import demo, showing, showing_finetune
 from driftway.transport import TransportModel
+from tests.cli.test_cli import run
 from tests.report.test_page import Page
 
 PARTS = ("moons", "digits", "finetune", "adapt")
-
-
-def run(monkeypatch, capsys, *words):
-    """The exit code, standard output and standard error of one command."""
-    monkeypatch.setattr(sys, "argv", ["driftway", *map(str, words)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    seen = capsys.readouterr()
-    return code, seen.out, seen.err
 
 
 @pytest.fixture
