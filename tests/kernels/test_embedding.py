@@ -186,7 +186,7 @@ def test_descent_on_a_linear_kernel_moves_the_mean():
         x.requires_grad_()
         (slope,) = torch.autograd.grad(mmd2(x, y, kernel=Linear()), x)
         x = (x - 2 * slope).detach()
-    torch.testing.assert_close(x.mean(0), y.mean(0), atol=1e-9, rtol=0)
+    torch.testing.assert_close(x.mean(0), y.mean(0), atol=1e-6, rtol=0)  # within rounding of zero the value, and its slope, is zero
 
 
 # --- digits -------------------------------------------------------------------------------------------------------------
