@@ -14,7 +14,7 @@ help:
 	@echo "make test         lint, then every test"
 	@echo "make lint         ruff, pyright, import-linter"
 	@echo "make docs         build the documentation into site/"
-	@echo "make reliability  the whole suite of kills, full disks, bad inputs and hostile folders (half an hour)"
+	@echo "make reliability  the whole suite of kills, full disks, bad inputs and hostile folders (ten minutes)"
 	@echo "make package      build wheel and sdist, install the wheel into an empty environment, run the demo there"
 	@echo "make versions     the tests with the oldest supported versions, and with the newest torch"
 	@echo "make bench        run the benchmarks and write RESULTS.md (needs four hours or so)"

@@ -116,15 +116,7 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
 
     def _shift(self, X: Any, y: Any, sample_domain: Any, sample_weight: Any) -> Shift:
         self._pandas, self._names = hasattr(y, "iloc"), getattr(y, "columns", getattr(y, "name", None))
-        rows = validate_data(self, as_array("X", X), dtype=np.float64, ensure_min_samples=2)
-        y = as_array("y", y)
-        require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
-        if np.asarray(y).dtype == object:
-            try:
-                y = np.asarray(y, dtype=np.float64)  # None is NaN
-            except (TypeError, ValueError):
-                type_of_target(y, raise_unknown=True)
-        shift = Shift.from_domains(rows, y, sample_domain, sample_weight, names=list(getattr(self, "feature_names_in_", [])) or None)
+        shift = read_shift(self, X, y, sample_domain, sample_weight)
         empty = [code for d, code in enumerate(shift.codes) if not shift.weight[shift.rows(d)].any()]
         require(not empty, "sample_weight", expected="a positive weight in every domain", got=f"zeros throughout domain {(*empty, 0)[0]}",
                 cure="drop its rows")  # fmt: skip
@@ -179,6 +171,23 @@ class DomainRegressor(RegressorMixin, BaseEstimator):
         self.noise_std_ = (found.raw["noise"][0].exp() * found.joint.B.diagonal()).sqrt().mul(scale).numpy()
         self.n_iter_ = found.evaluations
         self.correlation_ = between(found, self.shift_).numpy()
+
+
+def read_shift(estimator: Any, X: Any, y: Any, sample_domain: Any, sample_weight: Any) -> Shift:
+    """What is passed to the fit of an estimator, which learns the number and the names of its columns.
+
+    Raises:
+        InputError: if rows, targets, codes or weights are not what they should be.
+    """
+    rows = validate_data(estimator, as_array("X", X), dtype=np.float64, ensure_min_samples=2)
+    y = as_array("y", y)
+    require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
+    if np.asarray(y).dtype == object:
+        try:
+            y = np.asarray(y, dtype=np.float64)  # None is NaN
+        except (TypeError, ValueError):
+            type_of_target(y, raise_unknown=True)
+    return Shift.from_domains(rows, y, sample_domain, sample_weight, names=list(getattr(estimator, "feature_names_in_", [])) or None)
 
 
 def moments(found: Prediction, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:

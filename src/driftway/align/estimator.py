@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import get_tags
-from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 from torch import Tensor
 
 from driftway.adapt import AutoTransferRegressor, Shift
+from driftway.adapt.estimators_base import read_shift
 from driftway.adapt.frame import canonical
 from driftway.align.maps import STEPS, InputMap, equal_laws, input_map
 from driftway.checks import choice, count, real, require
@@ -96,21 +96,15 @@ class TransportedRegressor(RegressorMixin, BaseEstimator):
             InputError: if rows, targets, codes or a parameter are not what they should be.
         """
         self._check(weighted=(weighted := sample_weight is not None))
-        rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        require(y is not None, "y", expected="targets", got="None", cure="requires y to be passed, but the target y is None")
-        if np.asarray(y).dtype == object:
-            try:
-                y = np.asarray(y, dtype=np.float64)  # None is NaN
-            except (TypeError, ValueError):
-                type_of_target(y, raise_unknown=True)
-        shift = Shift.from_domains(rows, y, sample_domain, sample_weight, names=list(getattr(self, "feature_names_in_", [])) or None)
+        shift = read_shift(self, X, y, sample_domain, sample_weight)
         columns = self._columns(shift)
         self.tests_ = self._tests(shift, columns)
         self.how_, self.maps_, self.errors_ = self._chosen(shift, columns, weighted)
         if not has_fit_parameter(self._made(), "sample_domain"):
             for remark in shift.remarks():
                 warnings.warn(remark, UserWarning, stacklevel=2)
-        named, index = y if hasattr(y, "iloc") else None, getattr(X, "index", None)
+        named = y if hasattr(y, "iloc") and np.asarray(y).dtype != object else None
+        index = getattr(X, "index", None)
         self.regressor_ = self._fitted(shift, _mapped(shift, self.maps_), shift.y, named, weighted, index)
         return self
 

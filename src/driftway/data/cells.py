@@ -24,6 +24,10 @@ class Source:
     def fail(self, expected: str, got: str, cure: str) -> NoReturn:
         raise InputError(self.argument, expected=expected, got=f"{' '.join(got.split())} in {self.path}", cure=cure)
 
+    def damaged(self, expected: str, error: Exception, cure: str) -> NoReturn:
+        """With the beginning of what was said of the damage."""
+        self.fail(expected, f"damage ({str(error)[:200]})", cure)
+
     def select(self, names: Sequence[str]) -> list[int]:
         """The positions of the wanted columns."""
         wanted = [name for name in names if name != self.label] if self.columns is None else list(self.columns)

@@ -83,7 +83,7 @@ def read_columns(argument: str, path: str | Path, *, only: Collection[str] | Non
     except UnicodeDecodeError as error:
         source.fail("UTF-8 text", f"other bytes ({error})", "save it as UTF-8")
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        source.fail("a whole file", f"damage ({str(error)[:200]})", "write it again")
+        source.damaged("a whole file", error, "write it again")
     for name in names:
         if not name:
             source.fail("a name for every column", f"none for column {names.index(name) + 1}", "name it in the header")
@@ -95,7 +95,7 @@ def read_columns(argument: str, path: str | Path, *, only: Collection[str] | Non
     try:
         values = {names[j]: _column(source, names[j], cells[j], rows) for j in kept}
     except (UnicodeDecodeError, pa.ArrowException) as error:  # text is decoded as it is looked at
-        source.fail("a whole file", f"damage ({str(error)[:200]})", "write it again")
+        source.damaged("a whole file", error, "write it again")
     return Columns(values, tuple(names), rows, path)
 
 

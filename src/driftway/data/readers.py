@@ -190,8 +190,7 @@ def load_cells(source: Source) -> Cells:
         if "allow_pickle" in str(error):
             text = "" if source.label is None else ", and text labels to dtype=str"
             source.fail("an array of real numbers", "pickled objects", f"convert it to a float array{text}")
-        said = " ".join(str(error).split())[:200]
-        source.fail(f"a whole {source.path.suffix} file", f"damage ({said})", "write the file again")
+        source.damaged(f"a whole {source.path.suffix} file", error, "write the file again")
 
 
 def as_table(source: Source, cells: Cells) -> Table:

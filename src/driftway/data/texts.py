@@ -96,8 +96,8 @@ def read_texts(argument: str, path: str | Path, *, text: str = "text", label: st
     except UnicodeDecodeError as error:
         source.fail("UTF-8 text", f"other bytes ({error})", "save it as UTF-8")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, pa.ArrowException, pd.errors.ParserWarning) as error:
-        source.fail("a whole file" if path.is_file() else "a whole data set", f"damage ({str(error)[:200]})",
-                    "write it again; in a csv file, quote cells that hold separators, and double the quotes in them")  # fmt: skip
+        source.damaged("a whole file" if path.is_file() else "a whole data set", error,
+                       "write it again; in a csv file, quote cells that hold separators, and double the quotes in them")  # fmt: skip
     _present(source, columns, text)
     if len(columns.texts) < (least := LEAST if classes is None else 1):
         source.fail(f"at least {least} rows", str(len(columns.texts)), "give it more rows")
